@@ -1,0 +1,1 @@
+"""What makes batches run: lifecycle, planner, scheduler, dispatcher, retry, recorder, finaliser, reaper, worker."""

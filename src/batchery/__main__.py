@@ -1,0 +1,5 @@
+"""`python -m batchery` is the `batchery` command."""
+
+from batchery.cli.main import main
+
+main()

@@ -1,0 +1,279 @@
+"""The blob store: whole files under keys, through obstore, in a folder or an S3-compatible bucket.
+
+A blob appears whole or not at all, and once `Writer.close` returns it survives a power cut. In a folder that takes two
+things obstore leaves to us: syncing the file and the folders that lead to it, and sweeping up what a crash left of
+unfinished writes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator, Iterable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import obstore
+from obstore.exceptions import BaseError
+from obstore.store import LocalStore, ObjectStore, from_url
+
+from batchery.store.errors import StoreUnavailable, classify
+
+PIECE = 5 * 1024 * 1024  # the smallest part that S3 accepts
+READ = 512 * 1024
+
+
+class BlobStore(Protocol):
+    """What the rest of batchery asks of a blob store."""
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder, where the store is one."""
+
+    def write(self, key: str) -> Writer:
+        """Begin a blob; it appears when the writer is closed."""
+
+    async def read(self, key: str, start: int, length: int) -> bytes:
+        """A range of a blob; shorter where the blob ends."""
+
+    def stream(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        """A blob's bytes from `start` up to, not including, `end`, in pieces."""
+
+    async def delete(self, keys: Iterable[str]) -> None:
+        """Delete blobs; those that do not exist are passed over."""
+
+    async def ping(self) -> None:
+        """Learn whether the store answers."""
+
+
+def new_key(kind: str, id: str) -> str:
+    """A blob's key: two digits of the id spread the blobs over 256 folders."""
+    return f"{kind}/{id[:2]}/{id}"
+
+
+@contextmanager
+def _translated() -> Any:
+    try:
+        yield
+    except (BaseError, OSError) as error:
+        raise classify(error) from error
+
+
+class Writer:
+    """Writes one blob; counts and hashes what passes.
+
+    Use it as an async context manager: leaving the block without `close` gives the blob up.
+
+    Attributes:
+        key: the blob's.
+        size: bytes written so far.
+    """
+
+    def __init__(self, store: ObjectBlobStore, key: str) -> None:
+        self._store = store
+        self.key = key
+        self.size = 0
+        self._hash = hashlib.sha256()
+        self._buffer: list[bytes] = []
+        self._buffered = 0
+        self._file = obstore.open_writer_async(store.objects, key, buffer_size=PIECE, max_concurrency=2)
+        self._open = True
+
+    async def __aenter__(self) -> Writer:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._open:
+            await self.abort()
+
+    @property
+    def sha256(self) -> str:
+        """Of what was written so far, as hex."""
+        return self._hash.hexdigest()
+
+    async def write(self, data: bytes) -> None:
+        """Append to the blob.
+
+        Raises:
+            StoreFull, StoreUnavailable: it failed; the blob will not appear.
+        """
+        self.size += len(data)
+        self._buffer.append(data)
+        self._buffered += len(data)
+        if self._buffered >= 1024 * 1024:
+            await self._flush()
+
+    async def _flush(self) -> None:
+        data = self._buffer[0] if len(self._buffer) == 1 else b"".join(self._buffer)
+        self._buffer, self._buffered = [], 0
+        if not data:
+            return
+        await asyncio.to_thread(self._hash.update, data)
+        with _translated():
+            await self._file.write(data)
+
+    async def close(self) -> None:
+        """The blob is complete: make it appear, durably.
+
+        Raises:
+            StoreFull, StoreUnavailable: it failed; the blob does not exist.
+        """
+        await self._flush()
+        with _translated():
+            await self._file.close()
+        self._open = False
+        await self._store.sync(self.key)
+
+    async def abort(self) -> None:
+        """Give the blob up. What a folder keeps of it is swept at the next start."""
+        self._open = False
+        self._buffer.clear()
+        del self._file
+        await self._store.remove_unfinished(self.key)
+
+
+class ObjectBlobStore:
+    """Blobs through obstore.
+
+    Args:
+        objects: the store.
+        folder: its folder, where it is one, so that writes can be made durable.
+    """
+
+    def __init__(self, objects: ObjectStore, folder: Path | None = None) -> None:
+        self.objects = objects
+        self.folder = folder
+
+    def write(self, key: str) -> Writer:
+        return Writer(self, key)
+
+    async def read(self, key: str, start: int, length: int) -> bytes:
+        if length <= 0:
+            return b""
+        with _translated():
+            return bytes(await obstore.get_range_async(self.objects, key, start=start, length=length))
+
+    async def stream(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        if end is None:
+            with _translated():
+                end = (await obstore.head_async(self.objects, key))["size"]
+        while start < end:
+            piece = await self.read(key, start, min(READ, end - start))
+            if not piece:
+                raise StoreUnavailable(f"the blob {key} ends before byte {end}")
+            start += len(piece)
+            yield piece
+
+    async def delete(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            try:
+                await obstore.delete_async(self.objects, key)
+            except FileNotFoundError:
+                continue
+            except (BaseError, OSError) as error:
+                raise classify(error) from error
+
+    async def ping(self) -> None:
+        try:
+            await obstore.head_async(self.objects, "ping")
+        except FileNotFoundError:
+            if self.folder is not None and not self.folder.is_dir():
+                raise StoreUnavailable(f"the folder {self.folder} is gone") from None
+        except (BaseError, OSError) as error:
+            raise classify(error) from error
+
+    async def sync(self, key: str) -> None:
+        """Make a blob that was just written survive a power cut."""
+        if self.folder is not None:
+            with _translated():
+                await asyncio.to_thread(_sync, self.folder, key)
+
+    async def remove_unfinished(self, key: str) -> None:
+        """Remove what an unfinished write of this key has left in a folder."""
+        if self.folder is not None:
+            await asyncio.to_thread(_remove_unfinished, (self.folder / key).parent, (self.folder / key).name)
+
+    async def older_than(self, moment: float) -> list[str]:
+        """The keys of a folder's files, unfinished ones too, last written before a moment (Unix seconds)."""
+        return [] if self.folder is None else await asyncio.to_thread(_older_than, self.folder, moment)
+
+    async def remove_files(self, keys: Iterable[str]) -> None:
+        """Remove files of a folder by the keys that `older_than` gave, unfinished ones too."""
+        if self.folder is not None:
+            await asyncio.to_thread(_remove, [self.folder / key for key in keys])
+
+
+def _sync(folder: Path, key: str) -> None:
+    path = folder / key
+    _fsync(path)
+    while path != folder:
+        path = path.parent
+        _fsync(path)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_unfinished(folder: Path, name: str) -> None:
+    # obstore writes to `name#1` and renames at the end.
+    for path in folder.glob(f"{name}#*"):
+        path.unlink(missing_ok=True)
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+def _older_than(folder: Path, moment: float) -> list[str]:
+    keys = []
+    for path in folder.rglob("*"):
+        try:
+            if path.is_file() and path.stat().st_mtime < moment:
+                keys.append(path.relative_to(folder).as_posix())
+        except FileNotFoundError:
+            continue
+    return keys
+
+
+def open_folder(folder: Path) -> ObjectBlobStore:
+    """The blob store in a folder, which is made if it does not exist."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return ObjectBlobStore(LocalStore(folder), folder)
+
+
+def open_url(url: str) -> ObjectBlobStore:
+    """The blob store at a URL: `s3://bucket/prefix` and the like, or `file:///folder`.
+
+    Credentials and endpoint come from the environment, as for the store's own tools (`AWS_ACCESS_KEY_ID`,
+    `AWS_ENDPOINT_URL`, ...).
+
+    Raises:
+        ValueError: the URL names no store.
+    """
+    if url.startswith("file://"):
+        return open_folder(Path(url.removeprefix("file://")))
+    try:
+        return ObjectBlobStore(from_url(url))
+    except (BaseError, ValueError) as error:
+        raise ValueError(f"{url!r} is not a store URL, such as s3://bucket/prefix: {error}") from error
+
+
+async def write_whole(blobs: BlobStore, key: str, pieces: Iterable[bytes]) -> Writer:
+    """Write a blob whose bytes are at hand.
+
+    Returns:
+        The closed writer, for the blob's size and hash.
+    """
+    async with blobs.write(key) as writer:
+        for piece in pieces:
+            await writer.write(piece)
+        await writer.close()
+    return writer

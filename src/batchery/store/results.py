@@ -1,0 +1,131 @@
+"""Queries over `results`: the log of recorded results.
+
+A row is one group commit's lines of one batch and kind: a segment of the growing file, with its lines' ends and the
+requests that they answer. Reading the file is reading the segments in order, and finishing it is joining them.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from batchery.store.schema import results
+from batchery.wire.results import Kind
+
+_KIND: dict[Kind, int] = {"output": 0, "error": 1}
+
+
+class Segment(msgspec.Struct, frozen=True, kw_only=True):
+    """Some lines of a growing file.
+
+    Attributes:
+        batch_id: whose.
+        kind: which of its files.
+        position: of the first line, from 0.
+        start_byte: where the first line begins in the file.
+        requests: which request each line answers, unsigned 32 bit.
+        ends: where each line ends in `body`, unsigned 32 bit.
+        attempts: after how many attempts, unsigned 32 bit.
+        body: the lines.
+    """
+
+    batch_id: str
+    kind: Kind
+    position: int
+    start_byte: int
+    requests: array[int]
+    ends: array[int]
+    attempts: array[int]
+    body: bytes
+
+
+class Lines(msgspec.Struct, frozen=True):
+    """Of a segment what reading needs.
+
+    Attributes:
+        position: of the first line, from 0.
+        ends: where each line ends in `body`.
+        body: the lines.
+    """
+
+    position: int
+    ends: array[int]
+    body: bytes
+
+
+async def insert(connection: AsyncConnection, segments: Sequence[Segment]) -> None:
+    """Add segments; the database refuses a position that is taken."""
+    await connection.execute(
+        sa.insert(results),
+        [
+            {
+                "batch_id": segment.batch_id,
+                "kind": _KIND[segment.kind],
+                "position": segment.position,
+                "count": len(segment.ends),
+                "start_byte": segment.start_byte,
+                "requests": segment.requests.tobytes(),
+                "ends": segment.ends.tobytes(),
+                "attempts": segment.attempts.tobytes(),
+                "body": segment.body,
+            }
+            for segment in segments
+        ],
+    )
+
+
+async def read(connection: AsyncConnection, batch: str, kind: Kind, first: int, *, segments: int = 16) -> list[Lines]:
+    """Segments of a growing file from the one that holds line `first` on; empty when there is none.
+
+    Args:
+        first: a line, from 0.
+        segments: at most so many, since each may hold some megabytes.
+    """
+    found = await connection.execute(
+        sa.select(results.c.position, results.c.ends, results.c.body)
+        .where(
+            results.c.batch_id == batch,
+            results.c.kind == _KIND[kind],
+            results.c.position + results.c.count > first,
+            results.c.position
+            >= sa.select(sa.func.coalesce(sa.func.max(results.c.position), 0))
+            .where(results.c.batch_id == batch, results.c.kind == _KIND[kind], results.c.position <= first)
+            .scalar_subquery(),
+        )
+        .order_by(results.c.position)
+        .limit(segments)
+    )
+    return [Lines(position, array("I", ends), body) for position, ends, body in found]
+
+
+async def recorded_requests(connection: AsyncConnection, batch: str) -> array[int]:
+    """Every request of a batch that has a result, in no order."""
+    found = await connection.execute(sa.select(results.c.requests).where(results.c.batch_id == batch))
+    requests = array("I")
+    for packed in found.scalars():
+        requests.frombytes(packed)
+    return requests
+
+
+async def drop_some(connection: AsyncConnection, batch: str, segments: int) -> int:
+    """Drop up to `segments` rows of an ended batch's log, so that no transaction is long.
+
+    Returns:
+        How many were dropped.
+    """
+    some = sa.select(results.c.kind, results.c.position).where(results.c.batch_id == batch).limit(segments)
+    keys = [(kind, position) for kind, position in await connection.execute(some)]
+    if keys:
+        await connection.execute(
+            sa.delete(results).where(
+                results.c.batch_id == batch,
+                results.c.kind == sa.bindparam("of_kind"),
+                results.c.position == sa.bindparam("of_position"),
+            ),
+            [{"of_kind": kind, "of_position": position} for kind, position in keys],
+        )
+    return len(keys)

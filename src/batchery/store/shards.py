@@ -1,0 +1,142 @@
+"""Queries over `shards`: the pieces of a batch's plan, and the leases under which workers hold them."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from batchery.store.schema import batches, shards
+
+
+class ShardRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of `shards`."""
+
+    id: int
+    batch_id: str
+    model: str
+    deadline: int
+    requests: bytes
+    done: bytes | None
+    lease_owner: str | None
+    lease_until: float | None
+    epoch: int
+
+    def left(self) -> list[tuple[int, int]]:
+        """What is not recorded yet: (place in the shard, request) for each, in the order in which they go out."""
+        requests = array("I", self.requests)
+        if self.done is None:
+            return list(enumerate(requests))
+        done = self.done
+        return [(place, request) for place, request in enumerate(requests) if not done[place >> 3] >> (place & 7) & 1]
+
+
+async def insert(connection: AsyncConnection, batch: str, deadline: int, pieces: Sequence[tuple[str, bytes]]) -> None:
+    """Add a batch's plan.
+
+    Args:
+        batch: its id.
+        deadline: its `expires_at`.
+        pieces: for each shard the model and the packed requests.
+    """
+    await connection.execute(
+        sa.insert(shards),
+        [
+            {"batch_id": batch, "model": model, "deadline": deadline, "requests": requests, "epoch": 0}
+            for model, requests in pieces
+        ],
+    )
+
+
+async def claim(connection: AsyncConnection, worker: str, limit: int, now: float, until: float) -> list[ShardRow]:
+    """Lease up to `limit` shards of running batches, earliest deadline first.
+
+    Args:
+        worker: who takes them.
+        now: Unix seconds; leases that ended before are free.
+        until: when the leases lapse unless renewed.
+    """
+    found = await connection.execute(
+        sa.select(shards.c.id)
+        .select_from(shards.join(batches, shards.c.batch_id == batches.c.id))
+        .where(
+            batches.c.status == "in_progress",
+            shards.c.deadline > now,
+            shards.c.lease_until.is_(None) | (shards.c.lease_until < now),
+        )
+        .order_by(shards.c.deadline, shards.c.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True, of=shards)
+    )
+    ids = list(found.scalars())
+    if not ids:
+        return []
+    taken = await connection.execute(
+        sa.update(shards)
+        .where(shards.c.id.in_(ids))
+        .values(lease_owner=worker, lease_until=until, epoch=shards.c.epoch + 1)
+        .returning(shards)
+    )
+    return sorted((ShardRow(**row._mapping) for row in taken), key=lambda shard: (shard.deadline, shard.id))
+
+
+async def held(connection: AsyncConnection, worker: str, ids: Sequence[int]) -> dict[int, int]:
+    """Of these shards, those that the worker still holds, with their epochs; locked until the transaction ends."""
+    found = await connection.execute(
+        sa.select(shards.c.id, shards.c.epoch)
+        .where(shards.c.id.in_(ids), shards.c.lease_owner == worker)
+        .order_by(shards.c.id)
+        .with_for_update()
+    )
+    return {row.id: row.epoch for row in found}
+
+
+async def record(connection: AsyncConnection, done: Sequence[Mapping[str, Any]], finished: Sequence[int]) -> None:
+    """Note what of each shard is recorded, and drop the shards of which nothing is left.
+
+    Args:
+        done: `shard` (its id) and `bits` for those with something left.
+        finished: the ids of those without.
+    """
+    if done:
+        await connection.execute(
+            sa.update(shards).where(shards.c.id == sa.bindparam("shard")).values(done=sa.bindparam("bits")), list(done)
+        )
+    if finished:
+        await connection.execute(sa.delete(shards).where(shards.c.id.in_(finished)))
+
+
+async def renew(connection: AsyncConnection, worker: str, until: float) -> None:
+    """Extend every lease of a worker."""
+    await connection.execute(sa.update(shards).where(shards.c.lease_owner == worker).values(lease_until=until))
+
+
+async def release(connection: AsyncConnection, workers: Sequence[str]) -> None:
+    """Give back whatever these workers hold."""
+    await connection.execute(
+        sa.update(shards).where(shards.c.lease_owner.in_(workers)).values(lease_owner=None, lease_until=None)
+    )
+
+
+async def release_some(connection: AsyncConnection, worker: str, ids: Sequence[int]) -> None:
+    """Give back some of the shards that a worker holds."""
+    await connection.execute(
+        sa.update(shards)
+        .where(shards.c.id.in_(ids), shards.c.lease_owner == worker)
+        .values(lease_owner=None, lease_until=None)
+    )
+
+
+async def of_batch(connection: AsyncConnection, batch: str) -> list[ShardRow]:
+    """What is left of a batch's plan, in plan order."""
+    found = await connection.execute(sa.select(shards).where(shards.c.batch_id == batch).order_by(shards.c.id))
+    return [ShardRow(**row._mapping) for row in found]
+
+
+async def drop(connection: AsyncConnection, batch: str) -> None:
+    """Drop what is left of a batch's plan."""
+    await connection.execute(sa.delete(shards).where(shards.c.batch_id == batch))

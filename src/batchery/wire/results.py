@@ -1,0 +1,251 @@
+"""Result lines: what a finished request becomes in the output or the error file.
+
+An upstream's body goes into its line as the bytes it came in, whenever they are safe inside JSONL. They are changed
+only to remove raw line breaks and the characters U+2028, U+2029 and U+0085, on which official clients split lines; such
+a body still parses to the same value.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+import msgspec
+
+Kind = Literal["output", "error"]
+
+
+class Usage(msgspec.Struct):
+    """Tokens, summed over requests; the shape of a batch's `usage` without its nesting."""
+
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    def add(self, other: Usage) -> None:
+        """Add another's tokens to these."""
+        self.input_tokens += other.input_tokens
+        self.cached_tokens += other.cached_tokens
+        self.output_tokens += other.output_tokens
+        self.reasoning_tokens += other.reasoning_tokens
+
+
+class InvalidBody(ValueError):
+    """A 2xx answer that is not JSON; the message says why."""
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """Why a request has no good answer: the `error` of its line.
+
+    Attributes:
+        code: the upstream's own, or one of ours: `upstream_timeout`, `upstream_unreachable`,
+            `invalid_upstream_response`, `batch_expired`, `batch_cancelled`.
+        message: for people.
+    """
+
+    code: str
+    message: str
+
+
+class _AnyUsage(msgspec.Struct):
+    usage: Any = None
+
+
+_decode_usage = msgspec.json.Decoder(_AnyUsage).decode
+_decode = msgspec.json.Decoder().decode
+_encode = msgspec.json.Encoder().encode
+
+# As bytes: U+2028 and U+2029 are E2 80 A8 and E2 80 A9, U+0085 is C2 85. UTF-8 never has these inside another
+# character, and JSON has raw \n and \r only between tokens, so replacing bytes cannot touch anything else.
+_UNSAFE = re.compile(rb"[\n\r]|\xe2\x80[\xa8\xa9]|\xc2\x85")
+_SAFE = {
+    b"\n": b" ",
+    b"\r": b" ",
+    b"\xe2\x80\xa8": rb"\u2028",
+    b"\xe2\x80\xa9": rb"\u2029",
+    b"\xc2\x85": rb"\u0085",
+}
+
+
+def one_line(json: bytes) -> bytes:
+    """Valid JSON as one line that no client splits; the same object when it already is one."""
+    if b"\n" not in json and b"\r" not in json and b"\xe2\x80" not in json and b"\xc2\x85" not in json:
+        return json
+    return _UNSAFE.sub(lambda match: _SAFE[match[0]], json)
+
+
+def check_answer(body: bytes) -> tuple[bytes, Usage | None]:
+    """A 2xx body, fit for its line, and the tokens that it reports.
+
+    Raises:
+        InvalidBody: it is not strict UTF-8 JSON.
+    """
+    try:
+        usage = _decode_usage(body).usage
+    except (msgspec.MsgspecError, RecursionError) as error:
+        # A JSON array or scalar is JSON too, only without usage (rerankers answer with arrays).
+        usage = None
+        try:
+            _decode(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError):
+            raise InvalidBody(f"the answer is not JSON: {_cause(error)}") from None
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidBody(f"the answer is not UTF-8 at byte {error.start}") from None
+    return one_line(body.strip(b" \t\r\n")), _read_usage(usage)
+
+
+def _cause(error: Exception) -> str:
+    return "nested too deep" if isinstance(error, RecursionError) else str(error)
+
+
+def _read_usage(usage: Any) -> Usage | None:
+    if type(usage) is not dict:
+        return None
+    total = Usage(
+        input_tokens=_count(usage, "prompt_tokens", "input_tokens"),
+        output_tokens=_count(usage, "completion_tokens", "output_tokens"),
+        cached_tokens=_count(_details(usage, "prompt_tokens_details", "input_tokens_details"), "cached_tokens"),
+        reasoning_tokens=_count(
+            _details(usage, "completion_tokens_details", "output_tokens_details"), "reasoning_tokens"
+        ),
+    )
+    return total if total != Usage() else None
+
+
+def _details(usage: dict[str, Any], *names: str) -> dict[str, Any]:
+    for name in names:
+        details = usage.get(name)
+        if type(details) is dict:
+            return details
+    return {}
+
+
+def _count(counts: dict[str, Any], *names: str) -> int:
+    for name in names:
+        count = counts.get(name)
+        if type(count) is int and 0 <= count < 1 << 53:
+            return count
+    return 0
+
+
+def success_line(id: str, custom_id: str, status: int, request_id: str, body: bytes) -> bytes:
+    """A line of the output file, with its line break.
+
+    Args:
+        id: the request's own, `batch_req_...`.
+        custom_id: as the input had it.
+        status: the upstream's HTTP status, 2xx.
+        request_id: the upstream's, or one made for it.
+        body: from `check_answer`.
+    """
+    return b'{"id":"%b","custom_id":%b,"response":{"status_code":%d,"request_id":%b,"body":%b},"error":null}\n' % (
+        id.encode(),
+        _text(custom_id),
+        status,
+        _text(request_id),
+        body,
+    )
+
+
+def failure_line(
+    id: str,
+    custom_id: str | None,
+    failure: Failure,
+    *,
+    status: int | None = None,
+    request_id: str = "",
+    body: bytes = b"null",
+    line: int | None = None,
+) -> bytes:
+    """A line of the error file, with its line break: the union of what clients look for.
+
+    Args:
+        id: the request's own.
+        custom_id: as the input had it; None when it could not be read.
+        failure: the cause.
+        status: of the HTTP answer; None when there was none, and then `response` is null.
+        request_id: of that answer.
+        body: of that answer, from `error_body`.
+        line: the physical input line, for a line that never was a request.
+    """
+    response = (
+        b"null"
+        if status is None
+        else b'{"status_code":%d,"request_id":%b,"body":%b}' % (status, _text(request_id), body)
+    )
+    return b'{"id":"%b","custom_id":%b,"response":%b,"error":{"code":%b,"message":%b}%b}\n' % (
+        id.encode(),
+        b"null" if custom_id is None else _text(custom_id),
+        response,
+        _text(failure.code),
+        _text(failure.message),
+        b"" if line is None else b',"line":%d' % line,
+    )
+
+
+def _text(value: str) -> bytes:
+    return one_line(_encode(value))
+
+
+def error_body(body: bytes) -> bytes:
+    """The body of a 4xx or 5xx, fit for its line: itself when it is JSON, else `{"raw": "..."}`."""
+    try:
+        _decode(body)
+        body.decode()
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError):
+        return one_line(_encode({"raw": body.decode(errors="replace")}))
+    return one_line(body.strip(b" \t\r\n"))
+
+
+def failure_of(status: int, body: bytes) -> Failure:
+    """The cause that a 4xx or 5xx answer states, else one made from its status.
+
+    Servers differ: OpenAI nests `{"error": {code, type, message}}`, vLLM has had the same keys at the top and a number
+    as code, FastAPI says `detail`, others put a text under `error`. A numeric code gives way to the type, or is its
+    digits as text.
+    """
+    try:
+        value = _decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError):
+        value = None
+    error = value.get("error", value) if type(value) is dict else value
+    code: Any = None
+    message: Any = None
+    if type(error) is dict:
+        code, kind = error.get("code"), error.get("type")
+        if type(code) in (int, float):
+            code = kind if type(kind) is str and kind else str(code)
+        elif type(code) is not str or not code:
+            code = kind
+        message = error.get("message", error.get("detail"))
+    elif type(error) is str:
+        message = error
+    if type(code) is not str or not code:
+        code = STATUS_CODES.get(status, f"http_{status}")
+    if type(message) is not str or not message:
+        message = f"The upstream answered with HTTP status {status}."
+    return Failure(code, message)
+
+
+STATUS_CODES = {
+    400: "invalid_request",
+    401: "invalid_api_key",
+    402: "insufficient_quota",
+    403: "permission_denied",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "request_timeout",
+    409: "conflict",
+    413: "request_too_large",
+    415: "unsupported_media_type",
+    422: "unprocessable_entity",
+    429: "rate_limit_exceeded",
+    500: "server_error",
+    502: "bad_gateway",
+    503: "service_unavailable",
+    504: "gateway_timeout",
+}
+"""The `code` of a failure whose answer names none."""
