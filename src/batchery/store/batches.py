@@ -223,7 +223,35 @@ async def ended_with_log(connection: AsyncConnection) -> list[str]:
     return list(found.scalars())
 
 
-async def work_waits(connection: AsyncConnection, now: float) -> bool:
-    """Whether any live batch is left."""
-    found = await connection.execute(sa.select(batches.c.id).where(batches.c.status.in_(LIVE)).limit(1))
-    return found.first() is not None
+class Demand(msgspec.Struct, frozen=True):
+    """What there is to do on live batches.
+
+    Attributes:
+        to_plan: whether a batch waits to be planned.
+        to_finish: whether one waits to be finalised, unless its requests are still in flight.
+        running: whether one runs.
+        overdue: whether one's window has ended without anybody having noticed.
+    """
+
+    to_plan: bool
+    to_finish: bool
+    running: bool
+    overdue: bool
+
+
+async def demand(connection: AsyncConnection, now: float) -> Demand:
+    """Look at all live batches, in one query."""
+    free = sa.case((batches.c.lease_until.is_(None) | (batches.c.lease_until < now), 1), else_=0)
+    found = await connection.execute(
+        sa.select(batches.c.status, sa.func.max(free), sa.func.min(batches.c.expires_at))
+        .where(batches.c.status.in_(LIVE))
+        .group_by(batches.c.status)
+    )
+    rows = {status: (bool(is_free), expires_at) for status, is_free, expires_at in found}
+    nothing = (False, float("inf"))
+    return Demand(
+        to_plan=rows.get("validating", nothing)[0],
+        to_finish=rows.get("finalizing", nothing)[0] or rows.get("cancelling", nothing)[0],
+        running="in_progress" in rows,
+        overdue=min(rows.get("validating", nothing)[1], rows.get("in_progress", nothing)[1]) <= now,
+    )

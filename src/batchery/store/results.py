@@ -78,7 +78,7 @@ async def insert(connection: AsyncConnection, segments: Sequence[Segment]) -> No
     )
 
 
-async def read(connection: AsyncConnection, batch: str, kind: Kind, first: int, *, segments: int = 16) -> list[Lines]:
+async def read(connection: AsyncConnection, batch: str, kind: Kind, first: int, *, segments: int = 4) -> list[Lines]:
     """Segments of a growing file from the one that holds line `first` on; empty when there is none.
 
     Args:

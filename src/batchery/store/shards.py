@@ -84,15 +84,27 @@ async def claim(connection: AsyncConnection, worker: str, limit: int, now: float
     return sorted((ShardRow(**row._mapping) for row in taken), key=lambda shard: (shard.deadline, shard.id))
 
 
-async def held(connection: AsyncConnection, worker: str, ids: Sequence[int]) -> dict[int, int]:
-    """Of these shards, those that the worker still holds, with their epochs; locked until the transaction ends."""
+class Held(msgspec.Struct, frozen=True):
+    """What the table says of a shard that a worker holds.
+
+    Attributes:
+        epoch: of the lease.
+        done: one bit for each recorded request; None before the first.
+    """
+
+    epoch: int
+    done: bytes | None
+
+
+async def held(connection: AsyncConnection, worker: str, ids: Sequence[int]) -> dict[int, Held]:
+    """Of these shards, those that the worker still holds; locked until the transaction ends."""
     found = await connection.execute(
-        sa.select(shards.c.id, shards.c.epoch)
+        sa.select(shards.c.id, shards.c.epoch, shards.c.done)
         .where(shards.c.id.in_(ids), shards.c.lease_owner == worker)
         .order_by(shards.c.id)
         .with_for_update()
     )
-    return {row.id: row.epoch for row in found}
+    return {row.id: Held(row.epoch, row.done) for row in found}
 
 
 async def record(connection: AsyncConnection, done: Sequence[Mapping[str, Any]], finished: Sequence[int]) -> None:
@@ -128,6 +140,15 @@ async def release_some(connection: AsyncConnection, worker: str, ids: Sequence[i
         sa.update(shards)
         .where(shards.c.id.in_(ids), shards.c.lease_owner == worker)
         .values(lease_owner=None, lease_until=None)
+    )
+
+
+async def fence(connection: AsyncConnection, batch: str) -> None:
+    """Take every shard of a batch from whoever holds it, so that nothing more of it can be recorded."""
+    await connection.execute(
+        sa.update(shards)
+        .where(shards.c.batch_id == batch)
+        .values(lease_owner=None, lease_until=None, epoch=shards.c.epoch + 1)
     )
 
 

@@ -1,0 +1,61 @@
+"""What the commands that take server settings share: reading them, and saying what is wrong with them."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NoReturn
+
+import typer
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
+
+from batchery.server.settings import CONFIG_FILE, Settings
+from batchery.upstreams.http import HttpUpstream, InvalidUpstreamError
+
+
+def fail(message: str, code: int = 2) -> NoReturn:
+    """End the command with a message on stderr."""
+    typer.echo(f"batchery: {message}", err=True)
+    raise typer.Exit(code)
+
+
+def read_settings(**flags: Any) -> Settings:
+    """The settings from flags, environment, file and defaults; a flag that is None was not given.
+
+    Raises:
+        typer.Exit: something is wrong with them, which has been said.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        problems = []
+        for item in error.errors():
+            name = str(item["loc"][0]) if item["loc"] else "settings"
+            flag = "--" + name.replace("_", "-")
+            if item["type"] == "missing":
+                problems.append(f"{flag} is needed (or BATCHERY_{name.upper()}, or {name} in {CONFIG_FILE})")
+            elif item["type"] == "extra_forbidden":
+                problems.append(f"{name!r} in {CONFIG_FILE} is not a setting")
+            else:
+                problems.append(f"{flag}: {item['msg'].removeprefix('Value error, ')}")
+        fail("; ".join(problems))
+    except (SettingsError, ValueError) as error:
+        fail(f"{CONFIG_FILE} or the environment cannot be read: {error}")
+
+
+def open_upstream(settings: Settings) -> HttpUpstream:
+    """The upstream that the settings name.
+
+    Raises:
+        typer.Exit: its address is not one, or its key's variable is empty, which has been said.
+    """
+    key = None
+    if settings.upstream_key_env is not None:
+        key = os.environ.get(settings.upstream_key_env)
+        if not key:
+            fail(f"--upstream-key-env names {settings.upstream_key_env}, but that environment variable is not set")
+    try:
+        return HttpUpstream(settings.upstream, key=key, timeout=settings.request_timeout)
+    except InvalidUpstreamError as error:
+        fail(str(error))

@@ -1,0 +1,239 @@
+"""`batchery serve`: the server, with a worker beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from batchery.server.settings import Settings
+    from batchery.store.blobs import ObjectBlobStore
+    from batchery.store.database import Database
+
+UPLOAD_EXPIRY = 30 * 86_400
+"""Seconds that an upload is kept when its sender names no other time, as OpenAI does."""
+
+EPILOG = """
+Examples:
+
+  batchery serve --upstream http://127.0.0.1:8000/v1
+
+  batchery serve --upstream https://api.example.com/v1 --upstream-key-env EXAMPLE_API_KEY --max-in-flight 64
+
+  batchery serve --upstream http://gpu:8000 --data-dir /var/lib/batchery --completion-windows 24h,1h,30m
+
+Every option is also an environment variable (BATCHERY_UPSTREAM, BATCHERY_DATA_DIR, ...) and a key of batchery.toml in
+the current folder; an option beats the variable, which beats the file.
+"""
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="The address to listen on. [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="The port; 0 takes any free one. [default: 8080]")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where the database and the files go. [default: batchery-data]")
+    ] = None,
+    upstream: Annotated[
+        str | None,
+        typer.Option(
+            help="The inference server's base URL, as an OpenAI client takes it; a /v1 at its end is optional."
+        ),
+    ] = None,
+    upstream_key_env: Annotated[
+        str | None, typer.Option(help="The environment variable that holds the inference server's key.")
+    ] = None,
+    max_in_flight: Annotated[int | None, typer.Option(help="Requests at the upstream at once. [default: 256]")] = None,
+    request_timeout: Annotated[
+        float | None, typer.Option(help="Seconds that one request may take at the upstream. [default: 600]")
+    ] = None,
+    completion_windows: Annotated[
+        str | None, typer.Option(help="The completion windows on offer. [default: 24h,1h]")
+    ] = None,
+    cancel_grace: Annotated[
+        float | None,
+        typer.Option(help="Seconds that requests in flight may take after a cancel or the window's end. [default: 10]"),
+    ] = None,
+    stop_grace: Annotated[
+        float | None, typer.Option(help="Seconds that requests in flight may take after SIGTERM. [default: 10]")
+    ] = None,
+    max_file_bytes: Annotated[
+        int | None, typer.Option(help="The largest upload, in bytes. [default: 209715200]")
+    ] = None,
+    max_line_bytes: Annotated[int | None, typer.Option(help="The longest line, in bytes. [default: 10485760]")] = None,
+    max_requests: Annotated[int | None, typer.Option(help="The most requests in one file. [default: 50000]")] = None,
+    database: Annotated[
+        str | None, typer.Option(help="Another database than the data folder's: postgresql://user@host/name.")
+    ] = None,
+    store: Annotated[
+        str | None, typer.Option(help="Another blob store than the data folder's: s3://bucket/prefix.")
+    ] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error. [default: info]")] = None,
+    exit_with_stdin: Annotated[bool, typer.Option("--exit-with-stdin", hidden=True)] = False,
+) -> None:
+    """Serve the Files and Batch API, and run the batches on an inference server."""
+    import uvloop  # noqa: PLC0415
+
+    from batchery.cli import logs  # noqa: PLC0415
+    from batchery.cli.options import fail, open_upstream, read_settings  # noqa: PLC0415
+    from batchery.server.supervisor import FolderInUseError, FolderLock  # noqa: PLC0415
+
+    settings = read_settings(
+        host=host,
+        port=port,
+        data_dir=data_dir,
+        upstream=upstream,
+        upstream_key_env=upstream_key_env,
+        max_in_flight=max_in_flight,
+        request_timeout=request_timeout,
+        completion_windows=completion_windows,
+        cancel_grace=cancel_grace,
+        stop_grace=stop_grace,
+        max_file_bytes=max_file_bytes,
+        max_line_bytes=max_line_bytes,
+        max_requests=max_requests,
+        database=database,
+        store=store,
+        log_level=log_level,
+    )
+    if not settings.is_loopback:
+        fail(
+            f"--host {settings.host} can be reached from other machines, and this server has no API keys yet. "
+            "Listen on 127.0.0.1, and put a reverse proxy that asks for a key in front of it."
+        )
+    open_upstream(settings)
+    logs.configure(settings.log_level, "server")
+    lock = None
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        settings = settings.model_copy(update={"data_dir": settings.data_dir.resolve(), "port": _port(settings)})
+        if settings.uses_folder:
+            lock = FolderLock(settings.data_dir)
+    except FolderInUseError as error:
+        fail(str(error), 1)
+    except OSError as error:
+        fail(f"cannot start: {error}", 1)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        code = runner.run(_serve(settings, lock, exit_with_stdin))
+    raise typer.Exit(code)
+
+
+def _port(settings: Settings) -> int:
+    """The port to listen on, which must be free now.
+
+    Raises:
+        OSError: it is taken, or the address is not this machine's.
+    """
+    family, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            raise OSError(f"{settings.host}:{settings.port}: {error.strerror}") from None
+        return int(probe.getsockname()[1])
+
+
+async def _serve(settings: Settings, lock: object, exit_with_stdin: bool) -> int:
+    from batchery.cli.options import open_upstream  # noqa: PLC0415
+    from batchery.server.supervisor import FolderLock, Supervisor  # noqa: PLC0415
+    from batchery.store.blobs import open_folder, open_url  # noqa: PLC0415
+    from batchery.store.database import Database  # noqa: PLC0415
+    from batchery.store.errors import StoreError  # noqa: PLC0415
+
+    started = time.time()
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    database = Database(settings.database_url)
+    blobs = open_folder(settings.data_dir / "blobs") if settings.store is None else open_url(settings.store)
+    try:
+        await database.migrate()
+    except StoreError as error:
+        typer.echo(f"batchery: the database cannot be used: {error}", err=True)
+        return 1
+    assert lock is None or isinstance(lock, FolderLock)
+    supervisor = Supervisor(_environment(settings), lock)
+    await supervisor.start()  # before the web framework is imported, so that work goes on at once after a crash
+
+    from batchery.server.app import create_app  # noqa: PLC0415
+    from batchery.server.context import Context  # noqa: PLC0415
+    from batchery.server.http import serve_http  # noqa: PLC0415
+
+    upstream = open_upstream(settings)
+    app = create_app(
+        Context(
+            database=database,
+            blobs=blobs,
+            limits=settings.limits,
+            windows=settings.windows,
+            file_expiry=UPLOAD_EXPIRY,
+            wake=supervisor.wake,
+            list_models=upstream.models,
+        )
+    )
+    listening = asyncio.create_task(_stop_with_stdin(stop)) if exit_with_stdin else None
+    sweeping = asyncio.create_task(_sweep(database, blobs, started)) if lock is not None else None
+    try:
+        await serve_http(app, settings.host, settings.port, stop, lambda: _ready(settings))
+    finally:
+        for task in (listening, sweeping):
+            if task is not None:
+                task.cancel()
+        await supervisor.stop(settings.stop_grace + 10)
+        await upstream.close()
+        await database.close()
+    return 0
+
+
+def _ready(settings: Settings) -> None:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    print(f"batchery listening on http://{host}:{settings.port}", flush=True)
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """The worker's environment: ours, with the settings as they came out here, so that both act on the same."""
+    environment = dict(os.environ)
+    for name, value in settings.model_dump().items():
+        if value is None:
+            environment.pop(f"BATCHERY_{name.upper()}", None)
+        else:
+            environment[f"BATCHERY_{name.upper()}"] = ",".join(value) if isinstance(value, tuple) else str(value)
+    return environment
+
+
+async def _stop_with_stdin(stop: asyncio.Event) -> None:
+    """Whoever started this server holds its standard input open; when that ends, so does the server."""
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    while await reader.read(4096):
+        pass
+    stop.set()
+
+
+async def _sweep(database: Database, blobs: ObjectBlobStore, started: float) -> None:
+    """Remove what a crash has left of files that nothing refers to."""
+    import structlog  # noqa: PLC0415
+
+    from batchery.store import files  # noqa: PLC0415
+    from batchery.store.errors import StoreError  # noqa: PLC0415
+
+    try:
+        old = await blobs.older_than(started)
+        async with database.read() as connection:
+            wanted = await files.blob_keys(connection)
+        remnants = [key for key in old if key not in wanted]
+        await blobs.remove_files(remnants)
+    except (StoreError, OSError) as error:
+        structlog.get_logger().warning("remnants of a crash could not be swept", reason=str(error))
+    else:
+        if remnants:
+            structlog.get_logger().info("remnants of a crash were swept", files=len(remnants))

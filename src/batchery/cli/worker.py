@@ -1,0 +1,92 @@
+"""`batchery worker`: a process that runs requests. `batchery serve` keeps one beside itself; more can run anywhere."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from batchery.engine.worker import Worker
+
+
+def worker(
+    database: Annotated[
+        str | None, typer.Option(help="The database that the server uses, such as postgresql://user@host/name.")
+    ] = None,
+    store: Annotated[str | None, typer.Option(help="The blob store that the server uses, such as s3://bucket.")] = None,
+    data_dir: Annotated[str | None, typer.Option(help="The data folder, where there is no --database.")] = None,
+    upstream: Annotated[str | None, typer.Option(help="The inference server's base URL.")] = None,
+    upstream_key_env: Annotated[
+        str | None, typer.Option(help="The environment variable that holds the inference server's key.")
+    ] = None,
+    max_in_flight: Annotated[int | None, typer.Option(help="Requests at the upstream at once.")] = None,
+    exit_with_stdin: Annotated[bool, typer.Option("--exit-with-stdin", hidden=True)] = False,
+    alone: Annotated[bool, typer.Option("--alone", hidden=True)] = False,
+) -> None:
+    """Run requests for a batchery server.
+
+    Settings come from flags, from BATCHERY_... variables, or from batchery.toml, as for `batchery serve`.
+    """
+    import uvloop  # noqa: PLC0415
+
+    from batchery.cli import logs  # noqa: PLC0415
+    from batchery.cli.options import open_upstream, read_settings  # noqa: PLC0415
+    from batchery.engine.worker import Worker, WorkerSettings  # noqa: PLC0415
+    from batchery.server.settings import Settings  # noqa: PLC0415
+    from batchery.store.blobs import open_folder, open_url  # noqa: PLC0415
+    from batchery.store.database import Database  # noqa: PLC0415
+
+    settings = read_settings(
+        database=database,
+        store=store,
+        data_dir=data_dir,
+        upstream=upstream,
+        upstream_key_env=upstream_key_env,
+        max_in_flight=max_in_flight,
+    )
+    logs.configure(settings.log_level, "worker")
+
+    async def main(settings: Settings) -> None:
+        database = Database(settings.database_url)
+        blobs = open_folder(settings.data_dir / "blobs") if settings.store is None else open_url(settings.store)
+        upstream = open_upstream(settings)
+        runner = Worker(
+            database,
+            blobs,
+            upstream,
+            WorkerSettings(
+                max_in_flight=settings.max_in_flight,
+                cancel_grace=settings.cancel_grace,
+                stop_grace=settings.stop_grace,
+                alone=alone,
+            ),
+        )
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, runner.stop)
+        listening = asyncio.create_task(_listen(runner)) if exit_with_stdin else None
+        try:
+            await runner.run()
+        finally:
+            if listening is not None:
+                listening.cancel()
+            await upstream.close()
+            await database.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main(settings))
+
+
+async def _listen(runner: Worker) -> None:
+    """Be woken by bytes on standard input; at its end the server is gone, and nothing may be left running."""
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    with contextlib.suppress(ConnectionError):
+        while await reader.read(4096):
+            runner.wake()
+    runner.stop(grace=0)

@@ -1,0 +1,114 @@
+"""The reaper: looks after what nobody is looking after.
+
+It ends batches whose window has passed, gives back what dead workers held, and drops what a crash left of logs that
+are no longer needed.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+import structlog
+
+from batchery.engine import lifecycle
+from batchery.engine.finaliser import Finaliser
+from batchery.store import batches, shards, workers
+from batchery.store.database import Database
+
+log = structlog.get_logger()
+
+GONE_AFTER = 60.0
+"""Seconds without a heartbeat after which a worker's row is removed; its leases have lapsed long before."""
+
+
+class Reaper:
+    """Cleans up for one worker.
+
+    Args:
+        database: the tables.
+        finaliser: drops logs.
+        worker: its id.
+        host: this machine's name.
+    """
+
+    def __init__(self, database: Database, finaliser: Finaliser, worker: str, host: str) -> None:
+        self._database = database
+        self._finaliser = finaliser
+        self._worker = worker
+        self._host = host
+
+    async def bury(self, *, alone: bool) -> int:
+        """Give back at once what the dead workers of this machine held.
+
+        Args:
+            alone: whether no other worker can exist, because this process holds the data folder's lock; then
+                whatever is leased was leased by a dead one.
+
+        Returns:
+            How many workers were dead.
+
+        Raises:
+            StoreError: the database failed.
+        """
+        async with self._database.write() as connection:
+            others = [worker for worker in await workers.all_workers(connection) if worker.id != self._worker]
+            dead = [
+                worker.id for worker in others if alone or (worker.host == self._host and not _is_alive(worker.pid))
+            ]
+            if dead:
+                await shards.release(connection, dead)
+                await batches.release(connection, dead)
+                await workers.remove(connection, dead)
+        return len(dead)
+
+    async def reap(self) -> bool:
+        """End the batches whose window has passed, and forget workers that have been silent for long.
+
+        Returns:
+            Whether a batch's window had passed.
+
+        Raises:
+            StoreError: the database failed.
+        """
+        now = time.time()
+        async with self._database.read() as connection:
+            overdue = await batches.overdue(connection, now)
+            silent = [
+                worker.id
+                for worker in await workers.all_workers(connection)
+                if worker.heartbeat_at < now - GONE_AFTER and worker.id != self._worker
+            ]
+        if not overdue and not silent:
+            return False
+        async with self._database.write() as connection:
+            for row in overdue:
+                change = lifecycle.window_ended(row.status, expires_at=row.expires_at, now=now)
+                if change is not None and await batches.change(connection, row.id, expect=row.status, changes=change):
+                    log.info("batch's window has ended", batch=row.id, completed=row.completed, total=row.total)
+            if silent:
+                await shards.release(connection, silent)
+                await batches.release(connection, silent)
+                await workers.remove(connection, silent)
+        return bool(overdue)
+
+    async def drop_old_logs(self) -> None:
+        """Drop the logs of ended batches that a crash has left.
+
+        Raises:
+            StoreError: the database failed.
+        """
+        async with self._database.read() as connection:
+            left = await batches.ended_with_log(connection)
+        for batch in left:
+            await self._finaliser.drop_log(batch)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,274 @@
+"""The recorder: group commit of results.
+
+Results that arrive while a commit runs, or shortly after one, go together into the next, so that one transaction and
+one fsync carry many. A result counts only once it is committed; what a shard's lease no longer covers is dropped there,
+because its new holder will record it. When the database fails or the disk is full, results are kept and tried again,
+and `room` holds the dispatcher back, so that none is lost and memory stays bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from array import array
+from collections import defaultdict
+from collections.abc import Callable
+
+import structlog
+
+from batchery.engine import lifecycle
+from batchery.engine.work import LeasedShard, Result, Work
+from batchery.store import batches, files, results, shards
+from batchery.store.batches import BatchRow
+from batchery.store.database import Database
+from batchery.store.errors import StoreError
+from batchery.store.ids import new_id
+from batchery.store.results import Segment
+from batchery.wire.results import Kind, Usage
+
+log = structlog.get_logger()
+
+INTERVAL = 0.025
+"""Seconds between the starts of commits, when results keep coming."""
+
+MAX_BYTES = 32 * 1024 * 1024
+"""Bytes of lines that may wait to be recorded before new requests are held back."""
+
+COMMIT_BYTES = 4 * 1024 * 1024
+"""Bytes of lines that start a commit at once and bound a segment."""
+
+RETRY_PAUSE = 0.5
+
+
+class Recorder:
+    """Records results for one worker.
+
+    Args:
+        database: where.
+        worker: its id; leases are checked against it.
+        recorded: called after each commit with the works that are settled: recorded, or dropped because the lease
+            was lost.
+        batch_done: called when a commit has completed a batch, which can then be finalised.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        worker: str,
+        recorded: Callable[[list[Work]], None],
+        batch_done: Callable[[], None],
+    ) -> None:
+        self._database = database
+        self._worker = worker
+        self._recorded = recorded
+        self._batch_done = batch_done
+        self._pending: list[Result] = []
+        self._pending_bytes = 0
+        self._committing_bytes = 0
+        self._arrived = asyncio.Event()
+        self._full = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._closing = False
+
+    def add(self, result: Result) -> None:
+        """Take a result; it is recorded soon."""
+        self._pending.append(result)
+        self._pending_bytes += len(result.line)
+        self._arrived.set()
+        if self._pending_bytes >= COMMIT_BYTES:
+            self._full.set()
+            if self._pending_bytes + self._committing_bytes >= MAX_BYTES:
+                self._room.clear()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether results are recorded as fast as they come."""
+        return self._room.is_set()
+
+    async def room(self) -> None:
+        """Wait until results are recorded as fast as they come."""
+        await self._room.wait()
+
+    async def run(self) -> None:
+        """Commit until `close`, and then what is left."""
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            while self._pending:
+                started = time.monotonic()
+                await self._commit_pending()
+                left = INTERVAL - (time.monotonic() - started)
+                if left > 0 and not self._closing:
+                    try:
+                        async with asyncio.timeout(left):
+                            await self._full.wait()
+                    except TimeoutError:
+                        pass
+            if self._closing:
+                return
+
+    def close(self) -> None:
+        """Let `run` end once everything is recorded."""
+        self._closing = True
+        self._arrived.set()
+        self._full.set()
+
+    async def _commit_pending(self) -> None:
+        group, self._pending = self._pending, []
+        self._committing_bytes, self._pending_bytes = self._pending_bytes, 0
+        self._full.clear()
+        failures = 0
+        while True:
+            try:
+                await self._commit(group)
+                break
+            except StoreError as error:
+                failures += 1
+                log.error(
+                    "results cannot be recorded; they are kept and tried again",
+                    results=len(group),
+                    failures=failures,
+                    reason=str(error),
+                )
+                if self._closing and failures > 3:
+                    raise
+                await asyncio.sleep(RETRY_PAUSE)
+        if failures:
+            log.info("results are recorded again", results=len(group))
+        self._committing_bytes = 0
+        if self._pending_bytes < MAX_BYTES:
+            self._room.set()
+        self._recorded([result.work for result in group])
+
+    async def _commit(self, group: list[Result]) -> None:
+        """Record a group in one transaction: log, counts and plan move together."""
+        by_shard: dict[LeasedShard, list[Result]] = defaultdict(list)
+        for result in group:
+            by_shard[result.work.shard].append(result)
+        now = int(time.time())
+        done = False
+        async with self._database.write() as connection:
+            rows_held = await shards.held(connection, self._worker, [shard.id for shard in by_shard])
+            held: dict[LeasedShard, list[Result]] = {}
+            for shard, items in by_shard.items():
+                row_held = rows_held.get(shard.id)
+                if row_held is None or row_held.epoch != shard.epoch:
+                    log.warning("a lease was lost; its results are left to the new holder", batch=shard.batch_id)
+                    continue
+                new = _not_recorded(items, row_held.done)
+                if new:
+                    held[shard] = new
+            if not held:
+                return
+            by_batch: dict[str, list[Result]] = defaultdict(list)
+            for shard, items in held.items():
+                by_batch[shard.batch_id].extend(items)
+            rows = await batches.get_many(connection, list(by_batch), lock=True)
+            segments: list[Segment] = []
+            changes: list[dict[str, object]] = []
+            for id, row in rows.items():
+                change, lines, error_file = _record_batch(row, by_batch[id], now)
+                segments.extend(lines)
+                changes.append(change)
+                done = done or change["status"] != row.status
+                if error_file is not None:
+                    await files.insert(connection, **error_file)
+            await results.insert(connection, segments)
+            await batches.change_many(connection, changes)
+            for shard, items in held.items():
+                for result in items:
+                    shard.mark(result.work.place)
+            await shards.record(
+                connection,
+                [{"shard": shard.id, "bits": bytes(shard.bits)} for shard in held if not _is_done(shard)],
+                [shard.id for shard in held if _is_done(shard)],
+            )
+        if done:
+            self._batch_done()
+
+
+def _not_recorded(items: list[Result], done: bytes | None) -> list[Result]:
+    """The results that the table does not have yet: a commit that seemed to fail may have happened after all."""
+    if done is None:
+        return items
+    return [result for result in items if not done[result.work.place >> 3] >> (result.work.place & 7) & 1]
+
+
+def _is_done(shard: LeasedShard) -> bool:
+    return int.from_bytes(shard.bits, "little").bit_count() >= shard.size
+
+
+def _record_batch(
+    row: BatchRow, items: list[Result], now: int
+) -> tuple[dict[str, object], list[Segment], dict[str, object] | None]:
+    """What a group's results do to their batch: its changed columns, the segments, and its error file if new."""
+    usage = Usage(row.input_tokens, row.cached_tokens, row.output_tokens, row.reasoning_tokens)
+    lines: dict[Kind, list[Result]] = {"output": [], "error": []}
+    for result in items:
+        lines[result.kind].append(result)
+        if result.usage is not None:
+            usage.add(result.usage)
+    output = _segments(row.id, "output", row.output_lines, row.output_bytes, lines["output"])
+    error = _segments(row.id, "error", row.error_lines, row.error_bytes, lines["error"])
+    error_file = None
+    error_id = row.error_file
+    if lines["error"] and error_id is None:
+        error_id = new_id()
+        error_file = files.growing_file(
+            id=error_id, owner=row.owner, purpose="batch_error", batch=row.id, created_at=now
+        )
+    completed = row.completed + len(lines["output"])
+    failed = row.failed + len(lines["error"])
+    change: dict[str, object] = {
+        "id": row.id,
+        "status": row.status,
+        "finalizing_at": row.finalizing_at,
+        "ending": row.ending,
+        "completed": completed,
+        "failed": failed,
+        "output_lines": row.output_lines + len(lines["output"]),
+        "output_bytes": row.output_bytes + sum(len(segment.body) for segment in output),
+        "error_lines": row.error_lines + len(lines["error"]),
+        "error_bytes": row.error_bytes + sum(len(segment.body) for segment in error),
+        "error_file": error_id,
+        "input_tokens": usage.input_tokens,
+        "cached_tokens": usage.cached_tokens,
+        "output_tokens": usage.output_tokens,
+        "reasoning_tokens": usage.reasoning_tokens,
+    }
+    change |= lifecycle.recorded(row.status, total=row.total, completed=completed, failed=failed, now=now) or {}
+    return change, output + error, error_file
+
+
+def _segments(batch: str, kind: Kind, position: int, start_byte: int, items: list[Result]) -> list[Segment]:
+    """The lines of a group as segments of at most about `COMMIT_BYTES`."""
+    segments = []
+    while items:
+        requests, ends, attempts = array("I"), array("I"), array("I")
+        length = 0
+        taken = 0
+        for result in items:
+            length += len(result.line)
+            requests.append(result.work.request)
+            ends.append(length)
+            attempts.append(result.work.tries.attempts)
+            taken += 1
+            if length >= COMMIT_BYTES:
+                break
+        segments.append(
+            Segment(
+                batch_id=batch,
+                kind=kind,
+                position=position,
+                start_byte=start_byte,
+                requests=requests,
+                ends=ends,
+                attempts=attempts,
+                body=b"".join([result.line for result in items[:taken]]),
+            )
+        )
+        position += taken
+        start_byte += length
+        items = items[taken:]
+    return segments

@@ -1,0 +1,93 @@
+"""The units that the parts of the engine hand to each other: a leased shard, a request on its way, a result."""
+
+from __future__ import annotations
+
+import msgspec
+
+from batchery.engine.retry import Tries
+from batchery.store.shards import ShardRow
+from batchery.wire.results import Kind, Usage
+
+
+class LeasedShard:
+    """A shard that this worker holds.
+
+    Attributes:
+        id: of its row.
+        batch_id: the batch's bare id.
+        model: which model its requests ask for.
+        deadline: when the batch's window ends, Unix seconds.
+        epoch: of the lease; a former holder has a smaller one.
+        size: requests in the shard, recorded ones included.
+        bits: one bit for each that is recorded.
+        unread: (place, request) of those not yet read from the file, in reverse order.
+        open: how many are read and have no recorded result yet.
+        stopping: whether nothing more of it is to be sent, because its batch has been cancelled or has expired.
+    """
+
+    __slots__ = ("batch_id", "bits", "deadline", "epoch", "id", "model", "open", "size", "stopping", "unread")
+
+    def __init__(self, row: ShardRow) -> None:
+        self.id = row.id
+        self.batch_id = row.batch_id
+        self.model = row.model
+        self.deadline = row.deadline
+        self.epoch = row.epoch
+        self.size = len(row.requests) // 4
+        self.bits = bytearray(row.done or bytes((self.size + 7) // 8))
+        self.unread = row.left()[::-1]
+        self.open = 0
+        self.stopping = False
+
+    def mark(self, place: int) -> None:
+        """Note that the request at this place is recorded."""
+        self.bits[place >> 3] |= 1 << (place & 7)
+
+
+class Work:
+    """A request on its way: read from the file, and not yet recorded.
+
+    Attributes:
+        shard: the shard that it belongs to.
+        place: its place there.
+        request: its number in the file, from 0.
+        custom_id: as in its line.
+        url: likewise.
+        body: the bytes of its body, a view into the piece of the file that was read; let go once there is a result.
+        size: of that body, in bytes.
+        tries: its attempts so far.
+        started: when the last one began, on the event loop's clock.
+        aborted: whether it was taken off its upstream because its batch has ended.
+    """
+
+    __slots__ = ("aborted", "body", "custom_id", "place", "request", "shard", "size", "started", "tries", "url")
+
+    def __init__(
+        self, shard: LeasedShard, place: int, request: int, *, custom_id: str, url: str, body: bytes | memoryview
+    ) -> None:
+        self.shard = shard
+        self.place = place
+        self.request = request
+        self.custom_id = custom_id
+        self.url = url
+        self.body = body
+        self.size = len(body)
+        self.tries = Tries()
+        self.started = 0.0
+        self.aborted = False
+
+
+class Result(msgspec.Struct, frozen=True):
+    """What a request ended in.
+
+    Attributes:
+        work: the request.
+        kind: which file its line goes to.
+        line: the line, with its line break.
+        usage: the tokens that the answer reports.
+    """
+
+    work: Work
+    kind: Kind
+    line: bytes
+    usage: Usage | None

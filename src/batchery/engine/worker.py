@@ -1,0 +1,373 @@
+"""The worker: the process that plans, sends, records and finishes. Any number of them share the work of one database.
+
+It owns a task for each role and gives them what they need; the roles themselves are in the modules of their names.
+When its process ends, by whatever means, everything it has recorded stays, and everything else is still in the plan.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import time
+from collections.abc import Awaitable, Callable
+
+import msgspec
+import structlog
+
+from batchery import __version__
+from batchery.engine.dispatcher import Dispatcher
+from batchery.engine.finaliser import Finaliser
+from batchery.engine.planner import Planner
+from batchery.engine.reader import Reader
+from batchery.engine.reaper import Reaper
+from batchery.engine.recorder import Recorder
+from batchery.engine.scheduler import Scheduler, shards_wanted
+from batchery.engine.work import LeasedShard, Work
+from batchery.store import batches, shards, workers
+from batchery.store.blobs import ObjectBlobStore
+from batchery.store.database import Database
+from batchery.store.errors import StoreError
+from batchery.store.ids import new_id
+from batchery.upstreams.base import Upstream
+
+log = structlog.get_logger()
+
+LEASE = 10.0
+"""Seconds that a shard stays leased without renewal: how long others wait for a worker that has died."""
+
+BEAT = 2.0
+POLL = 0.25
+"""Seconds between looks at the database when nobody says that there is something new."""
+
+SILENCE = 5.0
+"""Seconds between looks for workers that have gone silent."""
+
+OPEN_BYTES = 64 * 1024 * 1024
+"""Bytes of request bodies that may be read and not yet recorded."""
+
+PAUSE = 0.5
+"""Seconds before a role tries again after the database or the store has failed."""
+
+
+class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How a worker works.
+
+    Attributes:
+        max_in_flight: requests at the upstream at once.
+        cancel_grace: seconds that requests in flight may take after their batch was cancelled or has expired.
+        stop_grace: the same after the worker was asked to stop.
+        alone: whether no other worker can be alive on this database.
+    """
+
+    max_in_flight: int = 256
+    cancel_grace: float = 10.0
+    stop_grace: float = 10.0
+    alone: bool = False
+
+
+class Worker:
+    """Runs requests until it is stopped.
+
+    Args:
+        database: the tables, migrated.
+        blobs: the blob store.
+        upstream: the inference server.
+        settings: how.
+    """
+
+    def __init__(
+        self, database: Database, blobs: ObjectBlobStore, upstream: Upstream, settings: WorkerSettings
+    ) -> None:
+        self.id = new_id()
+        self._database = database
+        self._settings = settings
+        self._reader = Reader(database, blobs)
+        self._recorder = Recorder(database, self.id, self._recorded, self._batch_done)
+        self._dispatcher = Dispatcher(upstream, self._recorder, settings.max_in_flight, self._want, self._given_up)
+        self._planner = Planner(database, self._reader, self.id, LEASE)
+        self._finaliser = Finaliser(database, blobs, self._reader, self.id, LEASE)
+        self._reaper = Reaper(database, self._finaliser, self.id, platform.node())
+        self._scheduler = Scheduler()
+        self._shard_size = 1.0
+        self._open_bytes = 0
+        self._stopping_since: dict[LeasedShard, float] = {}
+        self._no_shards_until = 0.0
+        self._overtaken = False  # whether a batch is due sooner than what is leased
+        self._stop_grace = settings.stop_grace
+        self._stop = asyncio.Event()
+        self._to_look = asyncio.Event()
+        self._to_plan = asyncio.Event()
+        self._to_feed = asyncio.Event()
+        self._to_watch = asyncio.Event()
+        self._to_finish = asyncio.Event()
+        self._to_reap = asyncio.Event()
+
+    def wake(self) -> None:
+        """There may be something new: a batch, or a cancellation."""
+        self._to_look.set()
+
+    def stop(self, grace: float | None = None) -> None:
+        """Ask `run` to end.
+
+        Args:
+            grace: seconds that requests in flight may still take; the settings' where none is given.
+        """
+        if grace is not None:
+            self._stop_grace = grace
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Work until `stop`, then record what is still coming in and give everything back.
+
+        Raises:
+            StoreError: the database failed at the very start.
+        """
+        await self._enter()
+        self._dispatcher.start()
+        recording = asyncio.create_task(self._recorder.run())
+        roles = [
+            asyncio.create_task(self._forever(self._look, self._to_look, POLL)),
+            asyncio.create_task(self._forever(self._plan, self._to_plan, None)),
+            asyncio.create_task(self._forever(self._feed, self._to_feed, None)),
+            asyncio.create_task(self._forever(self._watch, self._to_watch, POLL)),
+            asyncio.create_task(self._forever(self._finish, self._to_finish, None)),
+            asyncio.create_task(self._forever(self._reap, self._to_reap, SILENCE)),
+        ]
+        beating = asyncio.create_task(self._forever(self._beat, asyncio.Event(), BEAT))
+        cleaning = asyncio.create_task(self._clean_up())
+        stopping = asyncio.create_task(self._stop.wait())
+        failing = asyncio.create_task(self._dispatcher.failed())
+        everything = [*roles, recording, beating, cleaning, stopping, failing]
+        try:
+            # All but `stopping` end only by a defect.
+            await asyncio.wait([*roles, recording, beating, stopping, failing], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for role in roles:
+                role.cancel()
+            await self._dispatcher.close(self._stop_grace)
+            self._recorder.close()
+            await asyncio.gather(recording, return_exceptions=True)
+            defects = [task.exception() for task in everything if task.done() and not task.cancelled()]
+            for task in everything:
+                task.cancel()
+            await asyncio.gather(*everything, return_exceptions=True)
+            await self._leave()
+        for defect in defects:
+            if defect is not None:
+                raise defect
+
+    async def _enter(self) -> None:
+        now = time.time()
+        dead = await self._reaper.bury(alone=self._settings.alone)
+        async with self._database.write() as connection:
+            await workers.insert(
+                connection,
+                workers.WorkerRow(
+                    id=self.id,
+                    host=platform.node(),
+                    pid=os.getpid(),
+                    version=__version__,
+                    started_at=now,
+                    heartbeat_at=now,
+                ),
+            )
+        log.info("worker started", worker=self.id, max_in_flight=self._settings.max_in_flight, dead_before=dead)
+
+    async def _leave(self) -> None:
+        try:
+            async with self._database.write() as connection:
+                await shards.release(connection, [self.id])
+                await batches.release(connection, [self.id])
+                await workers.remove(connection, [self.id])
+        except StoreError as error:
+            log.warning("leases could not be given back; they lapse by themselves", reason=str(error))
+        log.info("worker stopped", worker=self.id)
+
+    async def _forever(self, role: Callable[[], Awaitable[bool]], event: asyncio.Event, pause: float | None) -> None:
+        """Play a role: again at once while it finds something to do, else when woken or after a pause."""
+        while True:
+            event.clear()
+            try:
+                again = await role()
+            except StoreError as error:
+                log.error("the database or the store failed; trying again", role=role.__name__, reason=str(error))
+                await asyncio.sleep(PAUSE)
+                continue
+            if not again:
+                try:
+                    async with asyncio.timeout(pause):
+                        await event.wait()
+                except TimeoutError:
+                    pass
+
+    async def _look(self) -> bool:
+        """See what there is to do, and wake whoever does it: one query, however many roles and batches there are."""
+        async with self._database.read() as connection:
+            demand = await batches.demand(connection, time.time())
+        self._no_shards_until = 0.0
+        for event, wanted in (
+            (self._to_plan, demand.to_plan),
+            (self._to_feed, demand.running),
+            (self._to_finish, demand.to_finish),
+            (self._to_reap, demand.overdue),
+            (self._to_watch, len(self._scheduler) > 0),
+        ):
+            if wanted:
+                event.set()
+        return False
+
+    async def _plan(self) -> bool:
+        planned = await self._planner.plan_one()
+        if planned is None:
+            return False
+        self._no_shards_until = 0.0
+        last = self._scheduler.last_deadline()
+        self._overtaken = self._overtaken or (last is not None and planned.expires_at < last)
+        self._to_feed.set()
+        return True
+
+    async def _finish(self) -> bool:
+        return await self._finaliser.finish_one()
+
+    async def _reap(self) -> bool:
+        if await self._reaper.reap():
+            self._to_watch.set()
+            self._to_finish.set()
+        return False
+
+    async def _beat(self) -> bool:
+        now = time.time()
+        async with self._database.write() as connection:
+            await workers.beat(connection, self.id, now)
+            await shards.renew(connection, self.id, now + LEASE)
+            await batches.renew(connection, self.id, now + LEASE)
+            held = await shards.held(connection, self.id, [shard.id for shard in self._scheduler])
+        self._drop_lost({shard for shard in self._scheduler if not _holds(held.get(shard.id), shard)})
+        return False
+
+    def _drop_lost(self, lost: set[LeasedShard]) -> None:
+        """Stop work on shards whose lease has lapsed: this process stood still for too long, and others have them."""
+        for shard in lost:
+            shard.stopping = True
+            shard.unread.clear()
+            self._stopping_since.setdefault(shard, float("-inf"))
+        if lost:
+            self._dispatcher.stop_shards(lost)
+            self._dispatcher.abort(lost)
+            self._to_watch.set()
+
+    async def _clean_up(self) -> None:
+        try:
+            await self._reaper.drop_old_logs()
+        except StoreError as error:
+            log.warning("old logs are not dropped yet", reason=str(error))
+
+    # Feeding: lease shards, read their lines, offer them to the dispatcher.
+
+    def _want(self) -> None:
+        self._to_feed.set()
+
+    async def _feed(self) -> bool:
+        """Offer the dispatcher more requests, if it runs low and there are any."""
+        dispatcher = self._dispatcher
+        target = 2 * dispatcher.limit
+        if (
+            dispatcher.ready >= target
+            or self._open_bytes >= OPEN_BYTES
+            or dispatcher.waiting >= max(1000, 4 * dispatcher.limit)
+            or not self._recorder.has_room
+        ):
+            return False
+        await self._lease(target)
+        shard = self._scheduler.next()
+        if shard is None:
+            return False
+        works = await self._reader.take(shard)
+        shard.open += len(works)
+        self._open_bytes += sum(len(work.body) for work in works)
+        if shard.stopping:
+            for work in works:
+                self._given_up(work)
+        else:
+            dispatcher.offer(works)
+        return True
+
+    async def _lease(self, target: int) -> None:
+        wanted = shards_wanted(self._scheduler.unread(), target, self._shard_size)
+        if self._overtaken:
+            wanted = max(1, wanted)
+            self._overtaken = False
+        if wanted == 0 or time.monotonic() < self._no_shards_until:
+            return
+        now = time.time()
+        async with self._database.write() as connection:
+            rows = await shards.claim(connection, self.id, wanted, now, now + LEASE)
+        if len(rows) < wanted:
+            # Every request that ends asks for more; the table is asked again when there can be something new.
+            self._no_shards_until = time.monotonic() + POLL
+        for row in rows:
+            shard = LeasedShard(row)
+            self._shard_size = 0.7 * self._shard_size + 0.3 * shard.size if self._shard_size > 1 else shard.size
+            self._scheduler.add(shard)
+
+    # Settling: requests leave in one of two ways, recorded or given up.
+
+    def _recorded(self, works: list[Work]) -> None:
+        for work in works:
+            self._settle(work)
+
+    def _given_up(self, work: Work) -> None:
+        self._settle(work)
+
+    def _settle(self, work: Work) -> None:
+        shard = work.shard
+        shard.open -= 1
+        self._open_bytes -= work.size
+        if shard.open == 0 and not shard.unread:
+            if shard.stopping:
+                self._to_watch.set()
+            else:
+                self._scheduler.remove(shard)
+        if self._dispatcher.ready < self._dispatcher.limit:
+            self._to_feed.set()
+
+    def _batch_done(self) -> None:
+        self._to_finish.set()
+
+    # Watching: a batch that was cancelled or has expired is taken off the upstream.
+
+    async def _watch(self) -> bool:
+        """Stop what is no longer to run, break it off after its grace, and give its shards back."""
+        running = {shard.batch_id for shard in self._scheduler if not shard.stopping}
+        statuses: dict[str, str] = {}
+        if running:
+            async with self._database.read() as connection:
+                statuses = await batches.statuses(connection, sorted(running))
+        now = time.monotonic()
+        fresh = {
+            shard for shard in self._scheduler if not shard.stopping and statuses.get(shard.batch_id) != "in_progress"
+        }
+        for shard in fresh:
+            shard.stopping = True
+            shard.unread.clear()
+            self._stopping_since[shard] = now
+        if fresh:
+            self._dispatcher.stop_shards(fresh)
+        grace = self._settings.cancel_grace
+        late = {shard for shard, since in self._stopping_since.items() if shard.open and now - since >= grace}
+        if late:
+            self._dispatcher.abort(late)
+        ended = [shard for shard in self._stopping_since if not shard.open]
+        if ended:
+            async with self._database.write() as connection:
+                await shards.release_some(connection, self.id, [shard.id for shard in ended])
+            for shard in ended:
+                del self._stopping_since[shard]
+                self._scheduler.remove(shard)
+            self._to_finish.set()
+        return False
+
+
+def _holds(row: shards.Held | None, shard: LeasedShard) -> bool:
+    return row is not None and row.epoch == shard.epoch

