@@ -18,6 +18,9 @@ JSON shape is OpenAI's: `{"error": {"message", "type", "param", "code"}}`, all f
 
 from __future__ import annotations
 
+import math
+from typing import overload
+
 import msgspec
 
 
@@ -61,7 +64,16 @@ class ApiError(Exception):
 
     def envelope(self) -> ErrorEnvelope:
         """The JSON answer."""
-        return ErrorEnvelope(ErrorBody(self.message, self.type, self.param, self.code))
+        return ErrorEnvelope(ErrorBody(_sendable(self.message), self.type, _sendable(self.param), _sendable(self.code)))
+
+
+@overload
+def _sendable(text: str) -> str: ...
+@overload
+def _sendable(text: str | None) -> str | None: ...
+def _sendable(text: str | None) -> str | None:
+    """The text as UTF-8 can carry it: a caller's own bytes in it (a lone surrogate) must not turn a 400 into a 500."""
+    return None if text is None else text.encode(errors="replace").decode()
 
 
 class BadRequest(ApiError):
@@ -140,15 +152,15 @@ class _Later(ApiError):
     """An error that passes by itself.
 
     Args:
-        retry_after: seconds after which a retry makes sense; sent as a whole number from 1 to 60, since official
-            clients stop honouring larger values.
+        retry_after: seconds after which a retry makes sense; sent as a whole number from 1 to 60, rounded up, since
+            official clients stop honouring larger values.
     """
 
     def __init__(
         self, message: str, *, retry_after: float = 5, param: str | None = None, code: str | None = None
     ) -> None:
         super().__init__(message, param=param, code=code)
-        self.retry_after = max(1, min(60, round(retry_after)))
+        self.retry_after = math.ceil(min(60, max(1, retry_after)))  # in this order NaN is 1
 
     def headers(self) -> dict[str, str]:
         return {"Retry-After": str(self.retry_after)}

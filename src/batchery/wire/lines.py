@@ -2,13 +2,14 @@
 
 `LineValidator` takes a file's bytes in pieces of any size and keeps, for each request, where it is, which model it
 names, and, for what is wrong, a `Problem`. It never raises for content: any bytes either are requests or leave located
-problems. Its memory is about 20 bytes a request, whatever the size of the file.
+problems. Beyond the line at hand its memory is about 30 bytes a request, whatever the
+size of the file.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -152,21 +153,29 @@ def _check_fields(value: dict[str, Any], number: int) -> Request | Problem:
         )
     method, url, body = value["method"], value["url"], value["body"]
     if method != "POST":
-        return problem("invalid_method", "method", f"method must be 'POST', not {_short(method)}.")
+        return problem("invalid_method", "method", f"method must be 'POST', not {strict_json.describe(method)}.")
     if type(url) is not str or url not in URLS:
-        return problem("invalid_url", "url", f"url {_short(url)} is not supported; use one of: {', '.join(URLS)}.")
+        return problem(
+            "invalid_url", "url", f"url {strict_json.describe(url)} is not supported; use one of: {', '.join(URLS)}."
+        )
     if type(body) is not dict:
         return problem(
-            "missing_required_parameter", "body", f"body must be a JSON object with a model, not {_kind(body)}."
+            "missing_required_parameter",
+            "body",
+            f"body must be a JSON object with a model, not {strict_json.kind(body)}.",
         )
     model = body.get("model")
     if type(model) is not str or not model:
-        found = "it is missing" if "model" not in body else f"it is {_short(model)}"  # an empty string, or no string
+        found = (
+            "it is missing" if "model" not in body else f"it is {strict_json.describe(model)}"
+        )  # an empty string, or no string
         return problem(
             "missing_required_parameter", "body.model", f"body.model must be a string that names a model; {found}."
         )
     if len(model) > MAX_MODEL:
         return problem("missing_required_parameter", "body.model", f"body.model is longer than {MAX_MODEL} characters.")
+    if "\0" in model:  # no database keeps it
+        return problem("missing_required_parameter", "body.model", "body.model must not contain U+0000.")
     if body.get("stream") is True:
         return problem(
             "streaming_unsupported",
@@ -178,19 +187,8 @@ def _check_fields(value: dict[str, Any], number: int) -> Request | Problem:
 
 def _describe_custom_id(value: Any) -> str:
     if type(value) is not str:
-        return f"this one is {_kind(value)}"
+        return f"this one is {strict_json.kind(value)}"
     return f"this one has {len(value)}"
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number")
-
-
-def _short(value: Any) -> str:
-    if type(value) is str:
-        return repr(value if len(value) <= 64 else value[:61] + "...")
-    return _kind(value)
 
 
 class FileIndex(msgspec.Struct, frozen=True):
@@ -230,9 +228,9 @@ class SuspectedDuplicate(msgspec.Struct, frozen=True):
 class LineValidator:
     """Validates an input file as it streams by.
 
-    Feed it the file's bytes in order, then call `finish`. Requests with equal `custom_id` are only suspected here, by
-    hash, because keeping a million ids would not be flat; `finish` takes a function that reads a line back and settles
-    each suspicion.
+    Feed it the file's bytes in order, then call `finish`. What comes out does not depend on how the bytes were cut.
+    Requests with equal `custom_id` are only suspected here, by hash, because keeping a million ids would not be flat;
+    `finish` takes a function that reads a line back and settles each suspicion.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -248,8 +246,6 @@ class LineValidator:
         self._lengths = array("I")
         self._numbers: array[int] | None = None
         self._hashes = array("q")
-        self._seen: set[int] = set()
-        self._suspects: list[SuspectedDuplicate] = []
         self._models: dict[str, array[int]] = {}
         self._urls: dict[str, None] = {}
         self._problems: list[Problem] = []
@@ -270,9 +266,7 @@ class LineValidator:
                 self._keep(chunk)
                 return
             self._keep(chunk[:position])
-            line, too_long, length = bytes(self._tail), self._skipping, self._tail_length
-            self._clear_tail()
-            self._line(line, length, too_long=too_long)
+            self._end_tail()
             start = position + 1
             position = chunk.find(b"\n", start)
         else:
@@ -281,7 +275,7 @@ class LineValidator:
             if self._stopped:
                 return
             line = chunk[start:position]
-            self._line(line, len(line), too_long=False)
+            self._line(line, len(line))
             start = position + 1
             position = chunk.find(b"\n", start)
         if start < len(chunk) and not self._stopped:
@@ -298,19 +292,19 @@ class LineValidator:
             self._tail.clear()
             self._skipping = True
 
-    def _clear_tail(self) -> None:
+    def _end_tail(self) -> None:
+        """The line that was held is whole."""
+        line, length = bytes(self._tail), self._tail_length
         self._tail.clear()
         self._tail_length = 0
+        self._line(line, length)
         self._skipping = False
 
-    def _line(self, line: bytes, length: int, *, too_long: bool) -> None:
+    def _line(self, line: bytes, length: int) -> None:
+        """One physical line of this length; `line` is empty while `_skipping`."""
         self._lines += 1
         start = self._offset
         self._offset += length + 1
-        if too_long:
-            self._add_problem(line_too_large(self._lines, self._limits))
-            self._first = False
-            return
         if self._first:
             self._first = False
             if line.startswith(BOM):
@@ -318,7 +312,8 @@ class LineValidator:
                 start += 3
         if line.endswith(b"\r"):
             line = line[:-1]
-        if not line or line.isspace():
+        too_large = self._skipping or len(line) > self._limits.line_bytes
+        if not too_large and (not line or line.isspace()):
             return
         if len(self._starts) + self._problem_count >= self._limits.requests:
             self._stopped = True
@@ -330,6 +325,9 @@ class LineValidator:
                     line=self._lines,
                 )
             )
+            return
+        if too_large:
+            self._add_problem(line_too_large(self._lines, self._limits))
             return
         parsed = parse_line(line, self._lines, self._limits)
         if type(parsed) is Request:
@@ -355,14 +353,7 @@ class LineValidator:
                 )
                 return
             requests = self._models[request.model] = array("I")
-        hashed = hash(request.custom_id)
-        if hashed in self._seen:
-            # Only as many as can be reported are looked up: each costs a pass over the hashes.
-            known = len(self._suspects) < MAX_PROBLEMS
-            self._suspects.append(SuspectedDuplicate(self._hashes.index(hashed) if known else 0, index))
-        else:
-            self._seen.add(hashed)
-        self._hashes.append(hashed)
+        self._hashes.append(hash(request.custom_id))
         if self._numbers is not None:
             self._numbers.append(self._lines)
         elif self._lines != index + 1:
@@ -383,12 +374,10 @@ class LineValidator:
 
         Args:
             read: gives the bytes of the file from an offset, of a length; called once for each of two lines whose
-                `custom_id`s seem equal.
+                `custom_id`s seem equal, for up to `MAX_PROBLEMS` such pairs.
         """
         if (self._tail or self._skipping) and not self._stopped:
-            line, length, too_long = bytes(self._tail), self._tail_length, self._skipping
-            self._clear_tail()
-            self._line(line, length, too_long=too_long)
+            self._end_tail()
         index = FileIndex(
             self._starts,
             self._lengths,
@@ -397,32 +386,47 @@ class LineValidator:
             tuple(self._models.values()),
             tuple(self._urls),
         )
-        self._settle_duplicates(index, read)
+        # Each list is the first of its kind by line, so the first of both together are the first of all.
+        self._problems += self._settle_duplicates(index, read)
         if not len(index) and not self._problem_count:
             self._add_problem(Problem("empty_file", "The file has no requests: it needs at least one line of JSON."))
         self._problems.sort(key=lambda problem: problem.line or 0)
-        return Report(index, tuple(self._problems), self._problem_count, self._lines)
+        return Report(index, tuple(self._problems[:MAX_PROBLEMS]), self._problem_count, self._lines)
 
-    def _settle_duplicates(self, index: FileIndex, read: Callable[[int, int], bytes]) -> None:
-        for position, suspect in enumerate(self._suspects):
-            if position >= MAX_PROBLEMS:  # counted, no longer spelled out
+    def _suspects(self) -> Iterator[SuspectedDuplicate]:
+        if len(set(self._hashes)) == len(self._hashes):
+            return
+        first: dict[int, int] = {}
+        for index, hashed in enumerate(self._hashes):
+            earlier = first.setdefault(hashed, index)
+            if earlier != index:
+                yield SuspectedDuplicate(earlier, index)
+
+    def _settle_duplicates(self, index: FileIndex, read: Callable[[int, int], bytes]) -> list[Problem]:
+        """Count all, and spell out as many as can be reported: each of those costs two reads."""
+        found: list[Problem] = []
+        for suspect in self._suspects():
+            if len(found) == MAX_PROBLEMS:
                 self._problem_count += 1
                 continue
             first, second = (
                 read_request(read(index.starts[i], index.lengths[i])).custom_id for i in (suspect.first, suspect.second)
             )
-            if first == second:
-                line = index.number(suspect.second)
-                self._add_problem(
-                    Problem(
-                        "duplicate_custom_id",
-                        f"Line {line}: custom_id {_short(first)} was already used on line {index.number(suspect.first)}. "
-                        "Each custom_id must be unique in its file.",
-                        "custom_id",
-                        line,
-                        second,
-                    )
+            if first != second:
+                continue
+            self._problem_count += 1
+            line = index.number(suspect.second)
+            found.append(
+                Problem(
+                    "duplicate_custom_id",
+                    f"Line {line}: custom_id {strict_json.describe(first)} was already used on line "
+                    f"{index.number(suspect.first)}. Each custom_id must be unique in its file.",
+                    "custom_id",
+                    line,
+                    second,
                 )
+            )
+        return found
 
 
 class Report(msgspec.Struct, frozen=True):

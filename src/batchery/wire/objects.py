@@ -201,7 +201,9 @@ def _string(body: dict[str, Any], field: str) -> str:
     if value is None:
         raise BadRequest(f"The field {field!r} is required.", param=field, code="missing_required_parameter")
     if type(value) is not str or not value:
-        raise BadRequest(f"{field} must be a non-empty string.", param=field, code="invalid_type")
+        raise BadRequest(
+            f"{field} must be a non-empty string, not {strict_json.describe(value)}.", param=field, code="invalid_type"
+        )
     return value
 
 
@@ -209,7 +211,7 @@ def _endpoint(body: dict[str, Any]) -> str:
     endpoint = _string(body, "endpoint")
     if endpoint not in URLS:
         raise BadRequest(
-            f"endpoint {endpoint[:64]!r} is not supported; use one of: {', '.join(URLS)}.",
+            f"endpoint {strict_json.describe(endpoint)} is not supported; use one of: {', '.join(URLS)}.",
             param="endpoint",
             code="invalid_value",
         )
@@ -220,7 +222,11 @@ def _metadata(value: Any) -> dict[str, str] | None:
     if value is None:
         return None
     if type(value) is not dict:
-        raise BadRequest("metadata must be an object of strings.", param="metadata", code="invalid_type")
+        raise BadRequest(
+            f"metadata must be an object of strings, not {strict_json.kind(value)}.",
+            param="metadata",
+            code="invalid_type",
+        )
     if len(value) > MAX_METADATA:
         raise BadRequest(
             f"metadata has {len(value)} pairs; the most is {MAX_METADATA}.", param="metadata", code="invalid_value"
@@ -233,7 +239,11 @@ def _metadata(value: Any) -> dict[str, str] | None:
                 code="invalid_value",
             )
         if type(text) is not str:
-            raise BadRequest(f"metadata[{key!r}] must be a string.", param=f"metadata.{key}", code="invalid_type")
+            raise BadRequest(
+                f"metadata[{key!r}] must be a string, not {strict_json.describe(text)}.",
+                param=f"metadata.{key}",
+                code="invalid_type",
+            )
         if len(text) > MAX_METADATA_VALUE:
             raise BadRequest(
                 f"metadata[{key!r}] has {len(text)} characters; the most is {MAX_METADATA_VALUE}.",
@@ -248,7 +258,7 @@ def _output_expires_after(value: Any) -> ExpiresAfter | None:
         return None
     if type(value) is not dict:
         raise BadRequest(
-            "output_expires_after must be an object with anchor and seconds.",
+            f"output_expires_after must be an object with anchor and seconds, not {strict_json.kind(value)}.",
             param="output_expires_after",
             code="invalid_type",
         )
@@ -267,10 +277,15 @@ def check_expires_after(anchor: Any, seconds: Any, param: str) -> ExpiresAfter:
         BadRequest: either is missing or not accepted.
     """
     if anchor != "created_at":
-        raise BadRequest(f"{param}[anchor] must be 'created_at'.", param=f"{param}.anchor", code="invalid_value")
+        raise BadRequest(
+            f"{param}[anchor] must be 'created_at', not {strict_json.describe(anchor)}.",
+            param=f"{param}.anchor",
+            code="invalid_value",
+        )
     if type(seconds) is not int or not MIN_EXPIRY <= seconds <= MAX_EXPIRY:
         raise BadRequest(
-            f"{param}[seconds] must be a whole number from {MIN_EXPIRY} to {MAX_EXPIRY}.",
+            f"{param}[seconds] must be a whole number from {MIN_EXPIRY} to {MAX_EXPIRY}, "
+            f"not {strict_json.describe(seconds)}.",
             param=f"{param}.seconds",
             code="invalid_value",
         )

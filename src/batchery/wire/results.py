@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from batchery.wire import strict_json
+
 Kind = Literal["output", "error"]
 
 
@@ -56,6 +58,12 @@ _decode_usage = msgspec.json.Decoder(_AnyUsage).decode
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
 
+BOM = b"\xef\xbb\xbf"
+_WHITESPACE = b" \t\r\n"
+_MAX_TOKENS = 1 << 40  # more is nonsense, and a sum over millions of answers must fit 64 bits
+MAX_CODE = 128
+MAX_MESSAGE = 4_096
+
 # As bytes: U+2028 and U+2029 are E2 80 A8 and E2 80 A9, U+0085 is C2 85. UTF-8 never has these inside another
 # character, and JSON has raw \n and \r only between tokens, so replacing bytes cannot touch anything else.
 _UNSAFE = re.compile(rb"[\n\r]|\xe2\x80[\xa8\xa9]|\xc2\x85")
@@ -70,41 +78,54 @@ _SAFE = {
 
 def one_line(json: bytes) -> bytes:
     """Valid JSON as one line that no client splits; the same object when it already is one."""
-    if b"\n" not in json and b"\r" not in json and b"\xe2\x80" not in json and b"\xc2\x85" not in json:
+    if b"\n" not in json and b"\r" not in json and (json.isascii() or not (b"\xe2\x80" in json or b"\xc2\x85" in json)):
         return json
     return _UNSAFE.sub(lambda match: _SAFE[match[0]], json)
+
+
+def _bare(body: bytes) -> bytes:
+    """A body without a leading BOM (some servers send one, most clients skip it) and the whitespace around it."""
+    return body.removeprefix(BOM).strip(_WHITESPACE)
 
 
 def check_answer(body: bytes) -> tuple[bytes, Usage | None]:
     """A 2xx body, fit for its line, and the tokens that it reports.
 
+    What is JSON by the grammar passes, whatever is in it: the answer is paid for.
+
     Raises:
-        InvalidBody: it is not strict UTF-8 JSON.
+        InvalidBody: it is not strict UTF-8 JSON, or nested deeper than the interpreter can follow (hundreds of levels).
     """
+    body = _bare(body)
     try:
-        usage = _decode_usage(body).usage
-    except (msgspec.MsgspecError, RecursionError) as error:
-        # A JSON array or scalar is JSON too, only without usage (rerankers answer with arrays).
-        usage = None
-        try:
-            _decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError):
-            raise InvalidBody(f"the answer is not JSON: {_cause(error)}") from None
-    try:
-        body.decode()
+        if not body.isascii():
+            body.decode()
     except UnicodeDecodeError as error:
         raise InvalidBody(f"the answer is not UTF-8 at byte {error.start}") from None
-    return one_line(body.strip(b" \t\r\n")), _read_usage(usage)
+    try:
+        usage = _decode_usage(body).usage
+    except (msgspec.MsgspecError, RecursionError):
+        usage = _odd_usage(body)
+    return one_line(body), _read_usage(usage)
 
 
-def _cause(error: Exception) -> str:
-    return "nested too deep" if isinstance(error, RecursionError) else str(error)
+def _odd_usage(body: bytes) -> Any:
+    """The usage of JSON that is more than an object of ordinary values: an array or scalar (rerankers answer with
+    arrays), half a surrogate pair somewhere, a number beyond a float inside `usage`."""
+    try:
+        strict_json.check_grammar(body)
+    except strict_json.NotJson as error:
+        raise InvalidBody(f"the answer is not JSON: {error}") from None
+    try:
+        return _decode_usage(strict_json.mask_surrogates(body)).usage
+    except msgspec.MsgspecError:
+        return None
 
 
 def _read_usage(usage: Any) -> Usage | None:
     if type(usage) is not dict:
         return None
-    total = Usage(
+    read = Usage(
         input_tokens=_count(usage, "prompt_tokens", "input_tokens"),
         output_tokens=_count(usage, "completion_tokens", "output_tokens"),
         cached_tokens=_count(_details(usage, "prompt_tokens_details", "input_tokens_details"), "cached_tokens"),
@@ -112,7 +133,9 @@ def _read_usage(usage: Any) -> Usage | None:
             _details(usage, "completion_tokens_details", "output_tokens_details"), "reasoning_tokens"
         ),
     )
-    return total if total != Usage() else None
+    if not read.input_tokens and not read.output_tokens:  # some rerankers give nothing but the total
+        read.input_tokens = _count(usage, "total_tokens")
+    return read if read != Usage() else None
 
 
 def _details(usage: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -126,7 +149,7 @@ def _details(usage: dict[str, Any], *names: str) -> dict[str, Any]:
 def _count(counts: dict[str, Any], *names: str) -> int:
     for name in names:
         count = counts.get(name)
-        if type(count) is int and 0 <= count < 1 << 53:
+        if type(count) is int and 0 <= count < _MAX_TOKENS:
             return count
     return 0
 
@@ -187,47 +210,72 @@ def failure_line(
 
 
 def _text(value: str) -> bytes:
-    return one_line(_encode(value))
+    try:
+        return one_line(_encode(value))
+    except UnicodeEncodeError:  # a lone surrogate, as of a header with raw bytes
+        return one_line(_encode(value.encode(errors="replace").decode()))
 
 
 def error_body(body: bytes) -> bytes:
     """The body of a 4xx or 5xx, fit for its line: itself when it is JSON, else `{"raw": "..."}`."""
-    try:
-        _decode(body)
-        body.decode()
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError):
+    bare = _bare(body)
+    if not strict_json.is_json(bare):
         return one_line(_encode({"raw": body.decode(errors="replace")}))
-    return one_line(body.strip(b" \t\r\n"))
+    return one_line(bare)
 
 
 def failure_of(status: int, body: bytes) -> Failure:
     """The cause that a 4xx or 5xx answer states, else one made from its status.
 
     Servers differ: OpenAI nests `{"error": {code, type, message}}`, vLLM has had the same keys at the top and a number
-    as code, FastAPI says `detail`, others put a text under `error`. A numeric code gives way to the type, or is its
-    digits as text.
+    as code, FastAPI says `detail` (a text, or a list of `{loc, msg, type}`), Google puts the answer into a list, others
+    put a text under `error`. A numeric code gives way to the type, or is its digits as text. The code is cut at
+    `MAX_CODE` and the message at `MAX_MESSAGE` characters; the line's body has all of it.
     """
     try:
-        value = _decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError):
+        value = _decode(strict_json.mask_surrogates(_bare(body)))
+    except (msgspec.MsgspecError, RecursionError, ValueError):
         value = None
-    error = value.get("error", value) if type(value) is dict else value
-    code: Any = None
-    message: Any = None
-    if type(error) is dict:
-        code, kind = error.get("code"), error.get("type")
-        if type(code) in (int, float):
-            code = kind if type(kind) is str and kind else str(code)
-        elif type(code) is not str or not code:
-            code = kind
-        message = error.get("message", error.get("detail"))
-    elif type(error) is str:
-        message = error
-    if type(code) is not str or not code:
-        code = STATUS_CODES.get(status, f"http_{status}")
-    if type(message) is not str or not message:
-        message = f"The upstream answered with HTTP status {status}."
-    return Failure(code, message)
+    if type(value) is list and value:
+        value = value[0]
+    error = value
+    if type(value) is dict and type(value.get("error")) in (dict, str) and value["error"]:
+        error = value["error"]
+    code = _code(error) if type(error) is dict else None
+    message = _message(error, 4)
+    return Failure(
+        _cut(code or STATUS_CODES.get(status, f"http_{status}"), MAX_CODE),
+        _cut(message or f"The upstream answered with HTTP status {status}.", MAX_MESSAGE),
+    )
+
+
+def _code(error: dict[str, Any]) -> str | None:
+    code, kind = error.get("code"), error.get("type")
+    if type(code) is str and code:
+        return code
+    if type(kind) is str and kind:
+        return kind
+    if type(code) is float and code.is_integer():
+        code = int(code)
+    return str(code) if type(code) in (int, float) else None
+
+
+def _message(value: Any, depth: int) -> str | None:
+    """The first text where servers put one, at most so many levels down."""
+    if type(value) is str:
+        return value
+    if depth and type(value) is list and value:
+        return _message(value[0], depth - 1)
+    if depth and type(value) is dict:
+        for name in ("message", "msg", "detail", "error"):
+            found = _message(value.get(name), depth - 1)
+            if found:
+                return found
+    return None
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 STATUS_CODES = {
