@@ -61,7 +61,8 @@ class Process:
 
     def children(self) -> list[psutil.Process]:
         """The processes that it has started."""
-        return psutil.Process(self.pid).children(recursive=True)
+        found: list[psutil.Process] = psutil.Process(self.pid).children(recursive=True)
+        return found
 
     def kill(self) -> list[psutil.Process]:
         """SIGKILL to the main process only, as from outside; the children it had, which must end by themselves."""

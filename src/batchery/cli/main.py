@@ -1,29 +1,21 @@
-"""The `batchery` command: it only gathers the subcommands, each of which lives in the module of its name.
+"""The `batchery` command: it only gathers the subcommands, each of which is the function of its module's name.
 
-A subcommand's module imports what is heavy (the web framework, the database) inside its function, so that `--help` and
-the start of a worker stay quick.
+Only the module of the subcommand that is asked for is imported, so that a worker is at work again a moment after a
+crash; what is heavy (the web framework, the database) the modules import inside their functions.
 """
 
 from __future__ import annotations
 
+import importlib
+import sys
+from collections.abc import Iterable
 from typing import Annotated
 
 import typer
 
 from batchery import __version__
-from batchery.cli import run, serve, simulate, worker
 
-app = typer.Typer(
-    name="batchery",
-    help="Batch inference, whole: run a file of requests against any OpenAI-compatible server, and lose nothing.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-)
-app.command("run")(run.run)
-app.command("serve")(serve.serve)
-app.command("simulate")(simulate.simulate)
-app.command("worker", hidden=True)(worker.worker)
+COMMANDS = ("run", "serve", "worker", "simulate")
 
 
 def _version(wanted: bool) -> None:
@@ -32,18 +24,32 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Batch inference, whole."""
+    """Batch inference, whole: run a file of requests against any OpenAI-compatible server, and lose nothing."""
+
+
+def build(names: Iterable[str] = COMMANDS) -> typer.Typer:
+    """The command with some of its subcommands.
+
+    Args:
+        names: of the subcommands; all of them unless only one is going to be called.
+    """
+    app = typer.Typer(name="batchery", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
+    app.callback()(_root)
+    for name in names:
+        module = importlib.import_module(f"batchery.cli.{name}")
+        app.command(name, epilog=getattr(module, "EPILOG", None))(getattr(module, name))
+    return app
 
 
 def main() -> None:
     """Entry point of the `batchery` script."""
-    app()
+    asked = sys.argv[1] if len(sys.argv) > 1 else ""
+    build([asked] if asked in COMMANDS else COMMANDS)()
 
 
 if __name__ == "__main__":

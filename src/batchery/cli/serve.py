@@ -36,10 +36,10 @@ the current folder; an option beats the variable, which beats the file.
 
 
 def serve(
-    host: Annotated[str | None, typer.Option(help="The address to listen on. [default: 127.0.0.1]")] = None,
-    port: Annotated[int | None, typer.Option(help="The port; 0 takes any free one. [default: 8080]")] = None,
+    host: Annotated[str | None, typer.Option(help="The address to listen on.", show_default="127.0.0.1")] = None,
+    port: Annotated[int | None, typer.Option(help="The port; 0 takes any free one.", show_default="8080")] = None,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Where the database and the files go. [default: batchery-data]")
+        Path | None, typer.Option(help="Where the database and the files go.", show_default="batchery-data")
     ] = None,
     upstream: Annotated[
         str | None,
@@ -50,32 +50,40 @@ def serve(
     upstream_key_env: Annotated[
         str | None, typer.Option(help="The environment variable that holds the inference server's key.")
     ] = None,
-    max_in_flight: Annotated[int | None, typer.Option(help="Requests at the upstream at once. [default: 256]")] = None,
+    max_in_flight: Annotated[
+        int | None, typer.Option(help="Requests at the upstream at once.", show_default="256")
+    ] = None,
     request_timeout: Annotated[
-        float | None, typer.Option(help="Seconds that one request may take at the upstream. [default: 600]")
+        float | None, typer.Option(help="Seconds that one request may take at the upstream.", show_default="600")
     ] = None,
     completion_windows: Annotated[
-        str | None, typer.Option(help="The completion windows on offer. [default: 24h,1h]")
+        str | None, typer.Option(help="The completion windows on offer.", show_default="24h,1h")
     ] = None,
     cancel_grace: Annotated[
         float | None,
-        typer.Option(help="Seconds that requests in flight may take after a cancel or the window's end. [default: 10]"),
+        typer.Option(
+            help="Seconds that requests in flight may take after a cancel or the window's end.", show_default="10"
+        ),
     ] = None,
     stop_grace: Annotated[
-        float | None, typer.Option(help="Seconds that requests in flight may take after SIGTERM. [default: 10]")
+        float | None, typer.Option(help="Seconds that requests in flight may take after SIGTERM.", show_default="10")
     ] = None,
     max_file_bytes: Annotated[
-        int | None, typer.Option(help="The largest upload, in bytes. [default: 209715200]")
+        int | None, typer.Option(help="The largest upload, in bytes.", show_default="209715200")
     ] = None,
-    max_line_bytes: Annotated[int | None, typer.Option(help="The longest line, in bytes. [default: 10485760]")] = None,
-    max_requests: Annotated[int | None, typer.Option(help="The most requests in one file. [default: 50000]")] = None,
+    max_line_bytes: Annotated[
+        int | None, typer.Option(help="The longest line, in bytes.", show_default="10485760")
+    ] = None,
+    max_requests: Annotated[
+        int | None, typer.Option(help="The most requests in one file.", show_default="50000")
+    ] = None,
     database: Annotated[
         str | None, typer.Option(help="Another database than the data folder's: postgresql://user@host/name.")
     ] = None,
     store: Annotated[
         str | None, typer.Option(help="Another blob store than the data folder's: s3://bucket/prefix.")
     ] = None,
-    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error. [default: info]")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.", show_default="info")] = None,
     exit_with_stdin: Annotated[bool, typer.Option("--exit-with-stdin", hidden=True)] = False,
 ) -> None:
     """Serve the Files and Batch API, and run the batches on an inference server."""

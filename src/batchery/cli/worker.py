@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
+import threading
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from batchery.engine.worker import Worker
+
+LAST_WORDS = 3.0
+"""Seconds within which the process ends after its server has gone."""
 
 
 def worker(
@@ -70,23 +75,30 @@ def worker(
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, runner.stop)
         listening = asyncio.create_task(_listen(runner)) if exit_with_stdin else None
-        try:
-            await runner.run()
-        finally:
-            if listening is not None:
-                listening.cancel()
-            await upstream.close()
-            await database.close()
+        await runner.run()
+        if listening is not None:
+            listening.cancel()
+        await upstream.close()
+        await database.close()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main(settings))
 
 
 async def _listen(runner: Worker) -> None:
-    """Be woken by bytes on standard input; at its end the server is gone, and nothing may be left running."""
+    """Be woken by bytes on standard input; at its end the server is gone, and nothing may be left running.
+
+    A new server may be waiting for the data folder already, so this process ends without ceremony: answers that have
+    arrived are recorded, and whatever that takes, it is over within `LAST_WORDS`.
+    """
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     with contextlib.suppress(ConnectionError):
         while await reader.read(4096):
             runner.wake()
-    runner.stop(grace=0)
+    deadline = threading.Timer(LAST_WORDS, os._exit, (1,))
+    deadline.daemon = True
+    deadline.start()
+    runner.abandon()
+    await runner.ended.wait()
+    os._exit(0)
