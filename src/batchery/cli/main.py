@@ -17,6 +17,9 @@ from batchery import __version__
 
 COMMANDS = ("run", "serve", "worker", "simulate")
 
+EXIT_USAGE = 1
+"""The exit code for a wrong command line; 2, which the parser would use, says that an input file is invalid."""
+
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -48,6 +51,9 @@ def build(names: Iterable[str] = COMMANDS) -> typer.Typer:
 
 def main() -> None:
     """Entry point of the `batchery` script."""
+    for parent in typer.BadParameter.__mro__:
+        if parent.__name__ == "UsageError":  # the parser's own class, which it does not export
+            parent.exit_code = EXIT_USAGE  # type: ignore[attr-defined]
     asked = sys.argv[1] if len(sys.argv) > 1 else ""
     build([asked] if asked in COMMANDS else COMMANDS)()
 

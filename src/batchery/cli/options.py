@@ -13,7 +13,7 @@ from batchery.server.settings import CONFIG_FILE, Settings
 from batchery.upstreams.http import HttpUpstream, InvalidUpstreamError
 
 
-def fail(message: str, code: int = 2) -> NoReturn:
+def fail(message: str, code: int = 1) -> NoReturn:
     """End the command with a message on stderr."""
     typer.echo(f"batchery: {message}", err=True)
     raise typer.Exit(code)

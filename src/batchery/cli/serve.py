@@ -125,9 +125,9 @@ def serve(
         if settings.uses_folder:
             lock = FolderLock(settings.data_dir)
     except FolderInUseError as error:
-        fail(str(error), 1)
+        fail(str(error))
     except OSError as error:
-        fail(f"cannot start: {error}", 1)
+        fail(f"cannot start: {error}")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         code = runner.run(_serve(settings, lock, exit_with_stdin))
     raise typer.Exit(code)

@@ -1,0 +1,191 @@
+"""Starting a server (and, for a trial, a simulated upstream) for the length of one job, on loopback.
+
+What is started here ends with this process, however that ends: it is told so by the end of its standard input, or by
+the kernel. It must never outlive the job. That two servers never have one data folder at once, also when the first of
+them is still on its way out, is seen to by the server itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from batchery.client.errors import ConnectionLostError, SettingsError
+from batchery.wire.windows import DEFAULT_WINDOWS
+
+READY = 30.0  # seconds for a child to say where it listens; it may have to wait for a former one to end
+STOP = 10.0  # seconds for a child to end after SIGTERM
+TAIL = 15  # lines of the log that are shown when a child dies
+
+_PR_SET_PDEATHSIG = 1
+
+
+class LocalServerError(ConnectionLostError):
+    """The server that was started for the job ended before the job."""
+
+
+class LocalServer:
+    """A server that runs for this job, with what it needs.
+
+    Attributes:
+        base_url: where it listens, on loopback.
+    """
+
+    def __init__(self, base_url: str, children: Sequence[_Child]) -> None:
+        self.base_url = base_url
+        self._children = children
+
+    def check(self) -> None:
+        """Raises LocalServerError if a process of it has ended."""
+        for child in self._children:
+            code = child.process.poll()
+            if code is not None:
+                raise LocalServerError(f"{child.name} ended by itself ({_how(code)}).{child.log_tail()}")
+
+
+@contextmanager
+def local_server(
+    data_dir: Path, upstream: str, *, upstream_key_env: str | None, max_in_flight: int | None, window: str
+) -> Iterator[LocalServer]:
+    """Start a server, and stop it at the end of the block.
+
+    Args:
+        data_dir: its data folder, made if missing; its log goes there too.
+        upstream: the URL of an inference server, or `simulator` to have a simulated one started as well.
+        upstream_key_env: the environment variable with the upstream's key.
+        max_in_flight: requests in flight; None for the server's own choice.
+        window: a completion window that it must offer.
+
+    Raises:
+        SettingsError: it does not start; with the last lines of its log.
+    """
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"cannot make the data folder {data_dir}: {error.strerror}") from None
+    children: list[_Child] = []
+    with ExitStack() as stack:
+        if upstream == "simulator":
+            simulator = _Child("the simulator", ["simulate", "--port", "0"], data_dir / "simulate.log", linked=True)
+            stack.callback(simulator.stop)
+            children.append(simulator)
+            upstream = simulator.address("batchery simulator listening on ")
+        windows = ",".join(dict.fromkeys((*DEFAULT_WINDOWS, window)))
+        arguments = ["serve", "--host", "127.0.0.1", "--port", "0", "--data-dir", str(data_dir), "--upstream", upstream]
+        arguments += ["--completion-windows", windows, "--exit-with-stdin"]
+        if upstream_key_env is not None:
+            arguments += ["--upstream-key-env", upstream_key_env]
+        if max_in_flight is not None:
+            arguments += ["--max-in-flight", str(max_in_flight)]
+        server = _Child("the server", arguments, data_dir / "serve.log")
+        stack.callback(server.stop)
+        # The server is the likelier one to tell why, so it is looked at first.
+        children.insert(0, server)
+        yield LocalServer(server.address("batchery listening on "), children)
+
+
+class _Child:
+    """A `batchery` subprocess that announces its address on stdout and logs to a file.
+
+    Args:
+        name: for messages.
+        arguments: the command and its options.
+        log: where its stderr goes; appended to.
+        linked: have the kernel end it with this process, for a command that does not watch its stdin.
+    """
+
+    def __init__(self, name: str, arguments: Sequence[str], log: Path, *, linked: bool = False) -> None:
+        self.name = name
+        self._log = log
+        self._log_start = log.stat().st_size if log.exists() else 0
+        with log.open("ab") as stderr:
+            self.process = subprocess.Popen(  # noqa: S603 - our own program, no shell
+                [sys.executable, "-m", "batchery", *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                # A Ctrl-C is for the client alone, which then stops its children in order.
+                start_new_session=True,
+                preexec_fn=_ends_with(os.getpid()) if linked else None,  # noqa: PLW1509 - no thread is running yet
+            )
+
+    def address(self, announcement: str) -> str:
+        """Wait until it says where it listens.
+
+        Args:
+            announcement: what stands before the address on its line.
+        """
+        lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        stdout = self.process.stdout
+        assert stdout is not None
+
+        def read() -> None:
+            # Read on to the end, so that the child never blocks on a full pipe.
+            for line in stdout:
+                lines.put(line.decode("utf-8", "replace").strip())
+            lines.put(None)
+
+        threading.Thread(target=read, daemon=True).start()
+        deadline = time.monotonic() + READY
+        while True:
+            try:
+                line = lines.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                text = f"{self.name} did not say where it listens within {READY:.0f} s.{self.log_tail()}"
+                raise SettingsError(text) from None
+            if line is None:
+                code = self.process.wait()
+                raise SettingsError(f"{self.name} did not start ({_how(code)}).{self.log_tail()}")
+            if line.startswith(announcement):
+                return line.removeprefix(announcement)
+
+    def log_tail(self) -> str:
+        """The last lines of what this process logged, ready to be put after a message."""
+        try:
+            with self._log.open("rb") as file:
+                file.seek(self._log_start)
+                last = deque(file, maxlen=TAIL)
+        except OSError:
+            return ""
+        text = b"".join(last).decode("utf-8", "replace").rstrip()
+        return f" The last lines of {self._log}:\n{text}" if text else f" Its log {self._log} is empty."
+
+    def stop(self) -> None:
+        """Ask it to end, and make it after `STOP` seconds."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.terminate()
+        try:
+            self.process.wait(STOP)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+
+
+def _ends_with(parent: int) -> Callable[[], None]:
+    """What a child does before it becomes its program: ask the kernel to end it when its parent ends."""
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+
+    def link() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it had ended already
+            os._exit(1)
+
+    return link
+
+
+def _how(code: int) -> str:
+    return f"killed by signal {-code}" if code < 0 else f"exit code {code}"

@@ -1,0 +1,390 @@
+"""The raw calls: one method for each thing asked of a server, with retries inside and typed errors outside.
+
+It never follows a redirect (a key must not travel to another host), never holds a file in memory, and never retries
+what could cost money twice without asking first whether it has already happened.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, Protocol, TypeVar
+from urllib.parse import quote
+
+import msgspec
+from pyreqwest.client import SyncClient, SyncClientBuilder
+from pyreqwest.exceptions import ClientClosedError, PyreqwestError, RequestError
+from pyreqwest.multipart import FormBuilder, PartBuilder
+from pyreqwest.request import SyncRequestBuilder
+from pyreqwest.response import SyncResponse
+
+from batchery import __version__
+from batchery.client.errors import (
+    ApiError,
+    BrokenOffError,
+    ClientError,
+    ConnectionLostError,
+    DetachedError,
+    UnexpectedAnswerError,
+    error_for_status,
+)
+from batchery.client.objects import Batch, read_batch, read_batches, read_file_id
+from batchery.client.retry import Failure, Patience, parse_retry_after, pause_before_retry
+from batchery.client.server import Server
+
+CONNECT_TIMEOUT = timedelta(seconds=5)
+READ_TIMEOUT = timedelta(seconds=120)  # between two pieces of an answer; longer than any `Prefer: wait`
+SLOWEST_UPLOAD = 20_000  # bytes a second; an upload slower than this is given up
+CHUNK = 256 * 1024
+LOOK_BACK_PAGES = 5
+
+T = TypeVar("T")
+
+
+class Readable(Protocol):
+    """What an upload reads from: an open file, or something that looks like one."""
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes, at most so many; none at the end."""
+
+
+OpenFile = Callable[[], AbstractContextManager[Readable]]
+
+_decode = msgspec.json.Decoder().decode
+
+
+class Content:
+    """The body of a file on its way.
+
+    Attributes:
+        last_line: `X-Last-Line`, lines from the start of the file to the end of this body; None on a server that does
+            not number lines.
+        incomplete: `X-Incomplete`: the file is still growing, or this body is only a part of it.
+    """
+
+    def __init__(self, response: SyncResponse) -> None:
+        last_line = response.get_header("x-last-line")
+        self.last_line = int(last_line) if last_line and last_line.isdecimal() else None
+        self.incomplete = (response.get_header("x-incomplete") or "").lower() == "true"
+        self._reader = response.body_reader
+
+    def chunks(self) -> Iterator[bytes]:
+        """The bytes as they arrive.
+
+        Raises:
+            BrokenOffError: the body ended too early; what came before is good.
+            DetachedError: the client was closed.
+        """
+        try:
+            while (chunk := self._reader.read_chunk()) is not None:
+                yield bytes(chunk)
+        except ClientClosedError:
+            raise DetachedError("stopped while reading results") from None
+        except RequestError as error:
+            raise BrokenOffError(f"the results broke off: {_cause(error)}") from None
+
+
+class Api:
+    """Calls to one server. Blocking; `close` may be called from any thread and ends what is under way.
+
+    Args:
+        server: where, and with which key.
+        patience: how long one call is tried.
+    """
+
+    def __init__(self, server: Server, patience: Patience | None = None) -> None:
+        self.server = server
+        self._patience = patience or Patience()
+        self._closed = threading.Event()
+        self._answered = False
+        # The read timeout runs from the start of a request to its answer, so an upload needs a client without one.
+        self._client = _builder(server).read_timeout(READ_TIMEOUT).build()
+        self._upload_client = _builder(server).build()
+
+    def close(self) -> None:
+        """End every call under way, and every pause, with `DetachedError`."""
+        self._closed.set()
+        for client in (self._client, self._upload_client):
+            client.close()
+
+    def pause(self, seconds: float) -> None:
+        """Wait, unless the client is closed meanwhile.
+
+        Raises:
+            DetachedError: it was.
+        """
+        if self._closed.wait(seconds):
+            raise DetachedError("stopped while waiting")
+
+    def upload(self, name: str, size: int, open_file: OpenFile, key: str, on_sent: Callable[[int], None]) -> str:
+        """`POST /files`, streamed: memory stays flat.
+
+        Args:
+            name: the file's name at the server.
+            size: bytes.
+            open_file: opens the file anew for each try.
+            key: the `Idempotency-Key`; the same for every try of the same file.
+            on_sent: told how many bytes of the file have been handed over so far; falls back to 0 on a retry.
+
+        Returns:
+            The file's id.
+        """
+        timeout = timedelta(seconds=600 + size / SLOWEST_UPLOAD)
+
+        def build() -> SyncRequestBuilder:
+            part = PartBuilder.from_stream_with_length(_pieces(open_file, on_sent), size)
+            form = FormBuilder().text("purpose", "batch")
+            form = form.part("file", part.file_name(name).mime("application/jsonl"))
+            request = self._request(self._upload_client, "POST", "/files").timeout(timeout)
+            return request.header("Idempotency-Key", key).multipart(form)
+
+        return read_file_id(self._json(build, "uploading the input")[0])
+
+    def create_batch(
+        self, *, file_id: str, endpoint: str, window: str, metadata: dict[str, str], key: str, tag: str
+    ) -> Batch:
+        """`POST /batches`. Where a try may have reached the server without its answer reaching us, the server is asked
+        for the batch with our tag before the next, so that a server without idempotency keys does not make two.
+
+        Args:
+            file_id: the uploaded input.
+            endpoint: the url its lines are for.
+            window: the completion window, such as `24h`.
+            metadata: the user's; it must hold the tag.
+            key: the `Idempotency-Key`.
+            tag: the value of `metadata["batchery"]`.
+        """
+        body = msgspec.json.encode(
+            {"input_file_id": file_id, "endpoint": endpoint, "completion_window": window, "metadata": metadata}
+        )
+
+        def attempt() -> Batch:
+            request = self._request(self._client, "POST", "/batches").header("Idempotency-Key", key)
+            return read_batch(_exchange(request.header("Content-Type", "application/json").body_bytes(body))[0])
+
+        return self._try(attempt, "creating the batch", before_retry=lambda: self.find_batch(tag))
+
+    def find_batch(self, tag: str) -> Batch | None:
+        """The batch with this tag among the newest 500, or None. A server that cannot list has none."""
+        after: str | None = None
+        for _ in range(LOOK_BACK_PAGES):
+            query = {"limit": "100"} if after is None else {"limit": "100", "after": after}
+            try:
+                page, more = read_batches(self._get("/batches", "listing batches", query=query)[0])
+            except ApiError as error:
+                if error.status in (400, 404, 405, 501):
+                    return None
+                raise
+            found = next((batch for batch in page if batch.tag == tag), None)
+            if found is not None or not more or not page:
+                return found
+            after = page[-1].id
+        return None
+
+    def get_batch(self, batch_id: str, wait: int = 0) -> tuple[Any, bool]:
+        """`GET /batches/{id}`.
+
+        Args:
+            batch_id: which.
+            wait: ask the server to hold its answer until something changes, at most so many seconds; 0 for at once.
+
+        Returns:
+            The decoded answer, for `read_batch`, and whether the server says that it heeded the wish to wait.
+        """
+        headers = {"Prefer": f"wait={wait}"} if wait else {}
+        value, response = self._get(f"/batches/{quote(batch_id, safe='')}", "asking for the batch", headers=headers)
+        return value, "wait" in (response.get_header("preference-applied") or "").lower()
+
+    @contextmanager
+    def content(self, file_id: str, after: int = 0) -> Iterator[Content]:
+        """`GET /files/{id}/content`, streamed.
+
+        Args:
+            file_id: which.
+            after: start after so many lines, on a server that can; 0 asks for the whole file in the plain way.
+        """
+
+        def attempt() -> tuple[ExitStack, SyncResponse]:
+            request = self._request(self._client, "GET", f"/files/{quote(file_id, safe='')}/content")
+            # By default the first 64 KiB are read ahead, and lost if the body breaks off in them.
+            request = request.streamed_read_buffer_limit(0)
+            if after:
+                request = request.query({"offset": str(after), "skip": str(after)})
+            with ExitStack() as stack:
+                response = stack.enter_context(_opened(request))
+                return stack.pop_all(), response
+
+        stack, response = self._try(attempt, "fetching results")
+        with stack:
+            yield Content(response)
+
+    def _get(
+        self, path: str, doing: str, *, query: dict[str, str] | None = None, headers: dict[str, str] | None = None
+    ) -> tuple[Any, SyncResponse]:
+        def build() -> SyncRequestBuilder:
+            return self._request(self._client, "GET", path).query(query or {}).headers(headers or {})
+
+        return self._json(build, doing)
+
+    def _json(self, build: Callable[[], SyncRequestBuilder], doing: str) -> tuple[Any, SyncResponse]:
+        return self._try(lambda: _exchange(build()), doing)
+
+    def _request(self, client: SyncClient, method: str, path: str) -> SyncRequestBuilder:
+        request = client.request(method, self.server.base_url + path)
+        if self.server.api_key is not None:
+            request = request.header("Authorization", f"Bearer {self.server.api_key}", is_sensitive=True)
+        return request
+
+    def _try(self, attempt: Callable[[], T], doing: str, before_retry: Callable[[], T | None] | None = None) -> T:
+        """Call `attempt` until it succeeds, fails for good, or patience ends.
+
+        Args:
+            attempt: one try; fails with `_TryFailedError`.
+            doing: what is being done, for the message of a lost connection.
+            before_retry: called before each further try whose forerunner may have been heard; what it returns, if
+                anything, is the answer.
+        """
+        began, tries = time.monotonic(), 0
+        while True:
+            if self._closed.is_set():
+                raise DetachedError(f"stopped while {doing}")
+            try:
+                result = attempt()
+            except ClientClosedError:
+                raise DetachedError(f"stopped while {doing}") from None
+            except _TryFailedError as failed:
+                failure, error, tries = failed.failure, failed.error, tries + 1
+            else:
+                self._answered = True
+                return result
+            pause = pause_before_retry(
+                failure,
+                self._patience,
+                tries=tries,
+                elapsed=time.monotonic() - began,
+                answered=self._answered,
+                jitter=random.random(),  # noqa: S311 - spreads retries, guards nothing
+            )
+            self._answered = self._answered or failure.status is not None
+            if pause is None:
+                if failure.status is None:
+                    raise ConnectionLostError(f"{doing} at {self.server.base_url} failed: {error}")
+                raise error
+            self.pause(pause)
+            unheard = failure.status is not None and failure.status < 500
+            if before_retry is not None and not unheard and (found := before_retry()) is not None:
+                return found
+
+
+class _TryFailedError(Exception):
+    """One try failed: how, for the decision to retry, and with what, for the caller if there is none."""
+
+    def __init__(self, failure: Failure, error: ClientError) -> None:
+        super().__init__(str(error))
+        self.failure = failure
+        self.error = error
+
+
+def _builder(server: Server) -> SyncClientBuilder:
+    builder = (
+        SyncClientBuilder()
+        .user_agent(f"batchery/{__version__}")
+        .follow_redirects(False)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_keepalive(timedelta(seconds=30))
+        .tcp_user_timeout(READ_TIMEOUT)
+    )
+    # A proxy named in the environment knows nothing of this machine's loopback.
+    return builder.no_proxy() if server.is_local else builder
+
+
+@contextmanager
+def _opened(request: SyncRequestBuilder) -> Iterator[SyncResponse]:
+    """Send, and give the answer while its body is still to be read; only a success gets that far."""
+    with ExitStack() as stack:
+        try:
+            response = stack.enter_context(request.build_streamed())
+            body = b"" if response.status < 300 else bytes(response.bytes())
+        except ClientClosedError:
+            raise
+        except RequestError as error:
+            raise _TryFailedError(Failure(), ConnectionLostError(_cause(error))) from None
+        if response.status >= 300:
+            raise _refused(response, body)
+        yield response
+
+
+def _exchange(request: SyncRequestBuilder) -> tuple[Any, SyncResponse]:
+    """Send, and read the whole answer as JSON."""
+    with _opened(request) as response:
+        try:
+            body = bytes(response.bytes())
+        except ClientClosedError:
+            raise
+        except RequestError as error:
+            raise _TryFailedError(Failure(), ConnectionLostError(_cause(error))) from None
+        try:
+            return _decode(body), response
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise UnexpectedAnswerError(
+                f"what answered does not speak the batch API: no JSON, but {_excerpt(body)!r}. Is the base URL right?"
+            ) from None
+
+
+def _refused(response: SyncResponse, body: bytes) -> _TryFailedError:
+    status = response.status
+    advice = (response.get_header("x-should-retry") or "").lower()
+    failure = Failure(
+        status,
+        parse_retry_after(response.get_header("retry-after"), datetime.now(UTC)),
+        {"true": True, "false": False}.get(advice),
+    )
+    if status < 400:
+        location = response.get_header("location") or "another address"
+        text = f"the server redirects to {location}, which is not followed; is that the right base URL?"
+        return _TryFailedError(failure, ApiError(text, status=status))
+    message, code = read_error(body)
+    request_id = response.get_header("x-request-id")
+    asked = "" if request_id is None else f", request {request_id}"
+    text = f"{message or 'the server gave no reason'} (HTTP {status}{asked})"
+    return _TryFailedError(failure, error_for_status(status)(text, status=status, code=code, request_id=request_id))
+
+
+def read_error(body: bytes) -> tuple[str, str | None]:
+    """The message and the code of an error answer in any of the shapes that servers use; plain text is a message."""
+    try:
+        value = _decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _excerpt(body), None
+    if isinstance(value, dict):
+        value = value.get("error", value.get("detail", value.get("message", value)))
+    if isinstance(value, dict):
+        code = value.get("code") or value.get("type")
+        message = value.get("message")
+        return message if isinstance(message, str) else _excerpt(body), code if isinstance(code, str) else None
+    return value if isinstance(value, str) else _excerpt(body), None
+
+
+def _excerpt(body: bytes) -> str:
+    return " ".join(body[:1000].decode("utf-8", "replace").split())[:300]
+
+
+def _cause(error: PyreqwestError) -> str:
+    """The innermost cause, which says more than `error sending request`."""
+    details = getattr(error, "details", None)
+    causes = details.get("causes") if isinstance(details, dict) else None
+    return causes[-1]["message"] if causes else str(error)
+
+
+def _pieces(open_file: OpenFile, on_sent: Callable[[int], None]) -> Iterator[bytes]:
+    sent = 0
+    on_sent(0)
+    with open_file() as file:
+        while piece := file.read(CHUNK):
+            yield piece
+            sent += len(piece)
+            on_sent(sent)
