@@ -56,8 +56,7 @@ decode_models = msgspec.msgpack.Decoder(tuple[str, ...]).decode
 
 _growing = files.c.blob_key.is_(None) & files.c.batch_id.is_not(None)
 _is_output = files.c.purpose == "batch_output"
-_select = sa.select(
-    *(column for column in files.c if column.name not in ("bytes", "lines")),
+_length = (
     sa.case(
         (_growing & _is_output, batches.c.output_bytes), (_growing, batches.c.error_bytes), else_=files.c.bytes
     ).label("size"),
@@ -65,7 +64,13 @@ _select = sa.select(
         (_growing & _is_output, batches.c.output_lines), (_growing, batches.c.error_lines), else_=files.c.lines
     ).label("lines"),
     batches.c.status.label("batch_status"),
-).select_from(files.outerjoin(batches, files.c.batch_id == batches.c.id))
+)
+_with_batch = files.outerjoin(batches, files.c.batch_id == batches.c.id)
+_plain = [column for column in files.c if column.name not in ("bytes", "lines")]
+_select = sa.select(*_plain, *_length).select_from(_with_batch)
+_select_light = sa.select(
+    *(sa.null().label(column.name) if column.name in ("models", "problems") else column for column in _plain), *_length
+).select_from(_with_batch)
 
 
 async def insert(connection: AsyncConnection, **values: Any) -> None:
@@ -94,6 +99,16 @@ async def get(connection: AsyncConnection, id: str) -> FileRow | None:
     return typed(FileRow, (await connection.execute(_select.where(files.c.id == id))).one_or_none())
 
 
+async def lock(connection: AsyncConnection, id: str) -> bool:
+    """Hold a file until the end of the transaction, so that it is not deleted while a batch is made over it.
+
+    Returns:
+        Whether it exists.
+    """
+    found = await connection.execute(sa.select(files.c.id).where(files.c.id == id).with_for_update())
+    return found.first() is not None
+
+
 async def page(
     connection: AsyncConnection,
     owner: str,
@@ -103,7 +118,7 @@ async def page(
     newest_first: bool = True,
     purpose: str | None = None,
 ) -> list[FileRow]:
-    """An owner's files in order of creation.
+    """An owner's files in order of creation, without their `models` and `problems`, which could be megabytes each.
 
     Args:
         limit: at most so many rows.
@@ -111,7 +126,7 @@ async def page(
         newest_first: the order.
         purpose: only files with this one.
     """
-    query = _select.where(files.c.owner == owner)
+    query = _select_light.where(files.c.owner == owner)
     if purpose is not None:
         query = query.where(files.c.purpose == purpose)
     if after is not None:

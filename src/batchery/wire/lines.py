@@ -2,12 +2,12 @@
 
 `LineValidator` takes a file's bytes in pieces of any size and keeps, for each request, where it is, which model it
 names, and, for what is wrong, a `Problem`. It never raises for content: any bytes either are requests or leave located
-problems. Beyond the line at hand its memory is about 30 bytes a request, whatever the
-size of the file.
+problems. Beyond the line at hand its memory is about 30 bytes a request, whatever the size of the file.
 """
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -225,6 +225,10 @@ class SuspectedDuplicate(msgspec.Struct, frozen=True):
     second: int
 
 
+_BLANK_LINES = re.compile(rb"(?:[ \t]{0,16}\r?\n)+")
+_LONGEST_BLANK = 16
+
+
 class LineValidator:
     """Validates an input file as it streams by.
 
@@ -271,12 +275,19 @@ class LineValidator:
             position = chunk.find(b"\n", start)
         else:
             start = 0
+        may_skip = self._limits.line_bytes >= _LONGEST_BLANK
         while position >= 0:
             if self._stopped:
                 return
-            line = chunk[start:position]
-            self._line(line, len(line))
-            start = position + 1
+            if may_skip and chunk[start] <= 0x20 and not self._first and (blank := _BLANK_LINES.match(chunk, start)):
+                # A file may be a hundred million blank lines: they are passed over together.
+                self._lines += chunk.count(b"\n", start, blank.end())
+                self._offset += blank.end() - start
+                start = blank.end()
+            else:
+                line = chunk[start:position]
+                self._line(line, len(line))
+                start = position + 1
             position = chunk.find(b"\n", start)
         if start < len(chunk) and not self._stopped:
             self._keep(chunk[start:])

@@ -1,0 +1,150 @@
+"""Serving the app over HTTP in this process's event loop, until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
+from granian.log import LogLevels
+from granian.server.embed import Server
+from litestar.types import ASGIApp, Receive, Scope, Send
+
+BACKLOG = 2048
+MAX_CONNECTIONS = 16_384
+IDLE_MS = 60_000
+"""How long a connection may take to send its headers, and stay open between two requests."""
+
+READ_BUFFER = 128 * 1024
+"""Bytes that a connection may hold of what arrives; also the most that its headers may have."""
+
+GRACE = 5.0
+"""Seconds that requests in flight get to end in, once told to stop."""
+
+START_PATIENCE = 10.0
+LAST_PATIENCE = 1.0
+"""Seconds for connections to close once their requests have been cut short."""
+
+
+class AddressInUse(OSError):
+    """Somebody else listens at this address."""
+
+
+class _InFlight:
+    """An app that knows which requests it is at work on.
+
+    Args:
+        app: the app.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self.tasks: set[asyncio.Task[Any]] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.tasks.add(task)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self.tasks.discard(task)
+
+
+async def serve_http(
+    app: ASGIApp,
+    host: str,
+    port: int,
+    stop: asyncio.Event,
+    ready: Callable[[], None],
+    *,
+    grace: float = GRACE,
+) -> None:
+    """Serve until told to stop; then requests in flight may end, for a while.
+
+    Args:
+        app: from `create_app`.
+        host: a name or an address; the first address of a name is taken.
+        port: from 1 to 65535.
+        stop: ends it.
+        ready: called once connections are accepted.
+        grace: seconds that requests in flight get to end in.
+
+    Raises:
+        AddressInUse: somebody else listens there.
+        OSError: the address cannot be listened at.
+        RuntimeError: the server ended by itself.
+    """
+    address = _check_address(host, port)
+    app = in_flight = _InFlight(app)
+    server = Server(
+        app,
+        address,
+        port,
+        interface=Interfaces.ASGINL,
+        http=HTTPModes.http1,
+        websockets=False,
+        backlog=BACKLOG,
+        backpressure=MAX_CONNECTIONS,
+        http1_settings=HTTP1Settings(header_read_timeout=IDLE_MS, max_buffer_size=READ_BUFFER),
+        # Its own log configuration would write to stdout. What goes wrong in the app is logged there, once.
+        log_level=LogLevels.critical,
+        log_dictconfig={"incremental": True, "handlers": {}, "loggers": {}},
+    )
+    serving = asyncio.create_task(server.serve())
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await _accepting(address, port, serving)
+        if not serving.done():
+            ready()
+            await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():
+            serving.result()
+            raise RuntimeError("the HTTP server ended by itself")
+    finally:
+        stopping.cancel()
+        server.stop()  # type: ignore[no-untyped-call]
+        await asyncio.wait({serving}, timeout=grace)
+        await _end(set(in_flight.tasks))
+        await asyncio.wait({serving}, timeout=LAST_PATIENCE)
+        await _end({serving})
+
+
+def _check_address(host: str, port: int) -> str:
+    """The address to listen at, after making sure that nobody else does: the server itself would share the port."""
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+            probe.listen(1)
+        except OSError as error:
+            raise AddressInUse(error.errno, f"cannot listen at {host}:{port}: {error.strerror}") from error
+    return str(address[0])
+
+
+async def _accepting(address: str, port: int, serving: asyncio.Task[None]) -> None:
+    """Wait until a connection succeeds."""
+    target = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)  # noqa: S104
+    async with asyncio.timeout(START_PATIENCE):
+        while not serving.done():
+            with suppress(ConnectionError):
+                _, writer = await asyncio.open_connection(target, port)
+                writer.close()
+                with suppress(ConnectionError):
+                    await writer.wait_closed()
+                return
+            await asyncio.sleep(0.005)
+
+
+async def _end(tasks: set[asyncio.Task[Any]]) -> None:
+    """Cancel what has not ended, and wait for it to clean up."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,230 @@
+"""Batches: creating, listing, getting and cancelling, by the official client and by hand."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import openai
+import pytest
+
+from batchery.store import batches, files
+from tests.requests import chat_file, chat_line
+from tests.server.rig import Rig
+
+GOOD = chat_file(3)
+BAD = chat_line("ok", "x") + b"nonsense\n" + b'{"custom_id":"no-body","method":"POST","url":"/v1/embeddings"}\n'
+
+
+async def test_the_official_client_creates_finds_and_cancels(either: Rig) -> None:
+    client = either.openai
+    file = await client.files.create(file=GOOD, purpose="batch")
+    made = await client.batches.create(
+        input_file_id=file.id,
+        endpoint="/v1/chat/completions",
+        completion_window="24h",
+        metadata={"job": "one"},
+    )
+    assert made.status == "validating"
+    assert made.model == "m"
+    assert made.errors is None
+    assert made.error_file_id is None
+    assert made.usage is None
+    assert made.expires_at == made.created_at + 86_400
+    assert made.request_counts is not None
+    assert made.request_counts.model_dump() == {"total": 3, "completed": 0, "failed": 0}
+    assert len(either.wakes) == 1
+    assert await client.batches.retrieve(made.id) == made
+
+    early = await client.files.content(made.output_file_id or "")
+    assert early.content == b""
+    assert (early.response.headers["x-incomplete"], early.response.headers["x-last-line"]) == ("true", "0")
+
+    cancelled = await client.batches.cancel(made.id)
+    assert cancelled.status == "cancelling"
+    assert cancelled.cancelling_at is not None
+    assert len(either.wakes) == 2
+    assert (await client.batches.cancel(made.id)) == cancelled
+    assert len(either.wakes) == 2
+
+
+async def test_a_batch_has_every_field_in_the_order_of_the_contract(rig: Rig) -> None:
+    uploaded = await rig.upload(GOOD)
+    batch = (await rig.create(uploaded["id"])).json
+    assert list(batch) == [
+        *("id", "object", "endpoint", "model", "errors", "input_file_id", "completion_window", "status"),
+        *("output_file_id", "error_file_id", "created_at", "in_progress_at", "expires_at", "finalizing_at"),
+        *("completed_at", "failed_at", "expired_at", "cancelling_at", "cancelled_at", "request_counts", "usage"),
+        "metadata",
+    ]
+    assert batch["metadata"] == {}
+    assert batch["object"] == "batch"
+
+
+async def test_the_row_is_what_the_planner_expects(either: Rig) -> None:
+    uploaded = await either.upload(GOOD)
+    answer = await either.create(
+        uploaded["id"].removeprefix("file-"),
+        completion_window="1h",
+        output_expires_after={"anchor": "created_at", "seconds": 3600},
+    )
+    async with either.context.database.read() as connection:
+        row = await batches.get(connection, answer.json["id"].removeprefix("batch_"))
+        assert row is not None
+        input_file = await files.get(connection, row.input_file)
+        output = await files.get(connection, row.output_file)
+    assert input_file is not None
+    assert output is not None
+    assert (row.status, row.total, row.index_key, row.has_log) == ("validating", 3, input_file.index_key, True)
+    assert row.index_key in either.left_behind()
+    assert (row.window, row.expires_at, row.output_expires_after) == ("1h", row.created_at + 3600, 3600)
+    assert (output.purpose, output.blob_key, output.batch_id) == ("batch_output", None, row.id)
+
+
+async def test_mixed_models_have_no_one_model(rig: Rig) -> None:
+    uploaded = await rig.upload(chat_line("a", "x", model="m1") + chat_line("b", "x", model="m2"))
+    assert (await rig.create(uploaded["id"])).json["model"] is None
+
+
+async def test_a_batch_over_a_bad_file_has_failed_and_says_why(either: Rig) -> None:
+    uploaded = await either.upload(BAD)
+    assert uploaded["status"] == "error"
+    answer = await either.create(uploaded["id"], output_expires_after={"anchor": "created_at", "seconds": 7200})
+    assert answer.status == 200
+    batch = answer.json
+    assert batch["status"] == "failed"
+    assert batch["failed_at"] == batch["created_at"]
+    assert batch["request_counts"] == {"total": 0, "completed": 0, "failed": 0}
+    assert batch["errors"]["object"] == "list"
+    assert [(error["code"], error["line"]) for error in batch["errors"]["data"]] == [
+        ("invalid_json_line", 2),
+        ("missing_required_parameter", 3),
+    ]
+    assert [list(error) for error in batch["errors"]["data"]] == [["code", "message", "param", "line"]] * 2
+    assert (await either.ask("GET", f"/v1/batches/{batch['id']}")).json == batch
+
+    errors = await either.ask("GET", f"/v1/files/{batch['error_file_id']}/content")
+    assert (errors.headers["x-last-line"], errors.headers["x-incomplete"]) == ("2", "false")
+    lines = [json.loads(line) for line in errors.body.splitlines()]
+    assert [(line["custom_id"], line["response"], line["line"]) for line in lines] == [
+        (None, None, 2),
+        ("no-body", None, 3),
+    ]
+    assert len({line["id"] for line in lines}) == 2
+    output = await either.ask("GET", f"/v1/files/{batch['output_file_id']}/content")
+    assert (output.status, output.body) == (200, b"")
+    assert (output.headers["x-last-line"], output.headers["x-incomplete"]) == ("0", "false")
+    for id in (batch["output_file_id"], batch["error_file_id"]):
+        assert (await either.ask("GET", f"/v1/files/{id}")).json["expires_at"] == batch["created_at"] + 7200
+    assert either.wakes == []
+    assert (await either.ask("POST", f"/v1/batches/{batch['id']}/cancel")).status == 409
+    for id in (uploaded["id"], batch["output_file_id"], batch["error_file_id"]):
+        assert (await either.ask("DELETE", f"/v1/files/{id}")).status == 200
+    assert either.left_behind() == []
+
+
+async def test_every_bad_line_up_to_a_thousand_is_said(rig: Rig) -> None:
+    uploaded = await rig.upload(b"nonsense\n" * 1_200)
+    batch = (await rig.create(uploaded["id"])).json
+    assert [error["line"] for error in batch["errors"]["data"]] == list(range(1, 1_001))
+    errors = await rig.ask("GET", f"/v1/files/{batch['error_file_id']}/content?offset=998")
+    assert len(errors.body.splitlines()) == 2
+
+
+async def test_a_file_that_is_no_input_is_refused(rig: Rig) -> None:
+    uploaded = await rig.upload(GOOD)
+    batch = (await rig.create(uploaded["id"])).json
+    answer = await rig.create(batch["output_file_id"])
+    assert answer.status == 400
+    assert answer.error()["param"] == "input_file_id"
+
+
+async def test_the_windows_on_offer_are_named(rig: Rig) -> None:
+    answer = await rig.create("0" * 32, completion_window="9h")
+    assert "24h, 1h" in answer.error()["message"]
+
+
+@pytest.mark.parametrize("status", ["completed", "failed", "expired"])
+async def test_a_batch_that_has_ended_is_not_cancelled(either: Rig, status: str) -> None:
+    uploaded = await either.upload(GOOD)
+    batch = (await either.create(uploaded["id"])).json
+    await either.set_batch(batch["id"], status=status)
+    with pytest.raises(openai.ConflictError) as caught:
+        await either.openai.batches.cancel(batch["id"])
+    assert caught.value.response.headers["x-should-retry"] == "false"
+    assert status in caught.value.message
+    assert len(either.wakes) == 1
+
+
+@pytest.mark.parametrize("headers", [{}, {"Content-Type": "application/json"}, {"Content-Type": "text/plain"}])
+async def test_a_cancel_needs_no_body_and_no_type(rig: Rig, headers: dict[str, str]) -> None:
+    uploaded = await rig.upload(GOOD)
+    batch = (await rig.create(uploaded["id"])).json
+    await rig.set_batch(batch["id"], status="cancelled")
+    answer = await rig.ask("POST", f"/v1/batches/{batch['id']}/cancel", headers=headers)
+    assert (answer.status, answer.json["status"]) == (200, "cancelled")
+
+
+async def test_create_looks_at_the_body_and_not_at_its_type(rig: Rig) -> None:
+    uploaded = await rig.upload(GOOD)
+    body = {"input_file_id": uploaded["id"], "endpoint": "/v1/embeddings", "completion_window": "1h"}
+    answer = await rig.ask(
+        "POST", "/v1/batches", data=json.dumps(body).encode(), headers={"Content-Type": "text/plain"}
+    )
+    assert (answer.status, answer.json["endpoint"]) == (200, "/v1/embeddings")
+
+
+async def test_paging_sees_every_batch_once_newest_first(either: Rig) -> None:
+    uploaded = await either.upload(GOOD)
+    ids = [(await either.create(uploaded["id"])).json["id"] for _ in range(45)]
+    assert [batch.id async for batch in either.openai.batches.list()] == ids[::-1]
+    assert [batch.id async for batch in either.openai.batches.list(limit=7)] == ids[::-1]
+    page = (await either.ask("GET", "/v1/batches")).json
+    assert (len(page["data"]), page["has_more"], page["last_id"]) == (20, True, ids[-20])
+    page = (await either.ask("GET", f"/v1/batches?limit=5&after={ids[5]}")).json
+    assert ([batch["id"] for batch in page["data"]], page["has_more"]) == (ids[4::-1], False)
+
+
+async def test_usage_is_whole_or_null(rig: Rig) -> None:
+    uploaded = await rig.upload(GOOD)
+    batch = (await rig.create(uploaded["id"])).json
+    assert batch["usage"] is None
+    await rig.set_batch(batch["id"], input_tokens=7, output_tokens=5, cached_tokens=2)
+    assert (await rig.ask("GET", f"/v1/batches/{batch['id']}")).json["usage"] == {
+        "input_tokens": 7,
+        "input_tokens_details": {"cached_tokens": 2},
+        "output_tokens": 5,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": 12,
+    }
+
+
+async def test_a_batch_over_many_lines_is_made_at_once(either: Rig) -> None:
+    uploaded = await either.upload(chat_file(50_000))
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        assert (await either.create(uploaded["id"])).json["request_counts"]["total"] == 50_000
+        times.append(time.perf_counter() - began)
+    assert min(times) < 0.05
+
+
+async def test_a_batch_that_cannot_be_stored_is_not_there(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sqlalchemy.exc import OperationalError
+
+    async def full(*_: object, **__: object) -> None:
+        raise OperationalError("INSERT", {}, Exception("database or disk is full"))
+
+    uploaded = await rig.upload(GOOD)
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "insert", full)  # the second insert of the transaction
+        answer = await rig.create(uploaded["id"])
+    assert answer.status == 503
+    assert answer.error()["code"] == "storage_full"
+    assert (await rig.ask("GET", "/v1/batches")).json["data"] == []
+    assert rig.wakes == []
+    assert (await rig.create(uploaded["id"])).status == 200
+
+
+async def test_models_are_what_the_upstreams_serve(rig: Rig) -> None:
+    assert [model.id async for model in rig.openai.models.list()] == ["m"]

@@ -1,0 +1,223 @@
+"""The content of files: which lines are sent, and that they are the right ones while the file grows and is finished."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from pathlib import Path
+
+import aiohttp
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from batchery.server import content
+from batchery.server.content import after_lines, slice_of, still_grows, stream
+from batchery.store import blobs as blob_store
+from batchery.store import files
+from batchery.store.errors import StoreUnavailable
+from batchery.store.files import FileRow
+from tests.requests import chat_file
+from tests.server.rig import Growing, Rig
+
+CONTENT = st.lists(st.binary(max_size=6).map(lambda line: line.replace(b"\n", b"") + b"\n"), max_size=30)
+
+
+def joined(lines: Iterable[bytes]) -> bytes:
+    return b"".join(lines)
+
+
+@given(lines=st.integers(0, 50), growing=st.booleans(), offset=st.integers(0, 60), limit=st.none() | st.integers(1, 60))
+def test_a_slice_follows_the_contract(lines: int, growing: bool, offset: int, limit: int | None) -> None:
+    part = slice_of(lines, growing=growing, offset=offset, limit=limit)
+    wanted = list(range(lines))[offset:][:limit]
+    assert list(range(part.first, part.end)) == wanted
+    assert part.last_line == (wanted[-1] + 1 if wanted else lines)
+    assert part.incomplete == (growing or part.last_line < lines)
+    assert part.whole == (wanted == list(range(lines)) and not growing)
+
+
+@given(st.lists(st.sampled_from([b"\n", b"a", b"bc"])).map(joined), st.data())
+def test_a_line_is_found_by_counting_breaks(piece: bytes, data: st.DataObject) -> None:
+    lines = data.draw(st.integers(0, piece.count(b"\n")))
+    assert piece[: after_lines(piece, lines)] == b"".join(piece.splitlines(keepends=True)[:lines])
+
+
+async def row_of(rig: Rig, id: str) -> FileRow:
+    async with rig.context.database.read() as connection:
+        row = await files.get(connection, id)
+    assert row is not None
+    return row
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(data=st.data())
+async def test_a_growing_file_reads_right_also_when_it_is_finished_meanwhile(either: Rig, data: st.DataObject) -> None:
+    growing = Growing(either.context)
+    await growing.begin()
+    for _ in range(data.draw(st.integers(0, 6), "segments")):
+        await growing.grow(*data.draw(st.lists(st.binary(max_size=9).map(_line), min_size=1, max_size=5), "lines"))
+    row = await row_of(either, growing.file)
+    known = len(growing.lines)
+    assert (row.lines, row.size) == (known, len(joined(growing.lines)))
+    offset = data.draw(st.integers(0, known + 2), "offset")
+    limit = data.draw(st.none() | st.integers(1, known + 2), "limit")
+    part = slice_of(row.lines, growing=still_grows(row), offset=offset, limit=limit)
+    finish_after = data.draw(st.none() | st.integers(0, 6), "finish after")
+    drop = data.draw(st.integers(0, 6), "drop")
+    read = b""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(content, "SEGMENTS", 2)
+        patch.setattr(blob_store, "READ", 7)
+        pieces = stream(either.context, row, part)
+        count = 0
+        if finish_after == 0:
+            await growing.finish(b"added at the end\n", drop=drop)
+        async for piece in pieces:
+            read += piece
+            count += 1
+            if count == finish_after:
+                await growing.finish(b"added at the end\n", drop=drop)
+    assert read == joined(growing.lines[:known][offset:][:limit])
+
+
+@pytest.mark.parametrize("finish_after", range(4))
+async def test_whatever_is_dropped_of_a_finished_log_the_reader_goes_on(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, finish_after: int
+) -> None:
+    monkeypatch.setattr(content, "SEGMENTS", 3)
+    for dropped in range(16):
+        growing = Growing(rig.context)
+        await growing.begin()
+        for segment in range(4):
+            await growing.grow(b"%d first\n" % segment, b"%d second\n" % segment)
+        row = await row_of(rig, growing.file)
+        before = joined(growing.lines)
+        read = b""
+
+        async def end(growing: Growing = growing, dropped: int = dropped) -> None:
+            await growing.finish(b"added at the end\n", drop=0)
+            await growing.drop(*(2 * segment for segment in range(4) if dropped >> segment & 1))
+
+        if finish_after == 0:
+            await end()
+        count = 0
+        async with asyncio.timeout(10):
+            async for piece in stream(rig.context, row, slice_of(8, growing=True, offset=0, limit=None)):
+                read += piece
+                count += 1
+                if count == finish_after:
+                    await end()
+        assert read == before
+
+
+def _line(text: bytes) -> bytes:
+    return text.replace(b"\n", b" ") + b"\n"
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lines=CONTENT,
+    last=st.binary(max_size=5).map(lambda text: text.replace(b"\n", b"")),
+    offset=st.integers(0, 35),
+    limit=st.none() | st.integers(1, 35),
+    read=st.integers(1, 40),
+)
+async def test_any_lines_of_a_finished_file(
+    rig: Rig, lines: list[bytes], last: bytes, offset: int, limit: int | None, read: int
+) -> None:
+    data = joined(lines) + last
+    every = [*lines, last] if last else lines
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blob_store, "READ", read)
+        uploaded = await rig.upload(data)
+        query = f"?offset={offset}" + ("" if limit is None else f"&limit={limit}")
+        answer = await rig.ask("GET", f"/v1/files/{uploaded['id']}/content{query}")
+    wanted = every[offset:][:limit]
+    end = offset + len(wanted) if wanted else len(every)
+    assert answer.body == joined(wanted)
+    assert answer.headers["x-last-line"] == str(end)
+    assert answer.headers["x-incomplete"] == ("true" if end < len(every) else "false")
+
+
+async def test_a_resume_by_last_line_loses_and_repeats_nothing(either: Rig) -> None:
+    growing = Growing(either.context)
+    await growing.begin()
+    got, position, seen = b"", 0, []
+
+    async def catch_up(limit: str = "") -> None:
+        nonlocal got, position
+        answer = await either.ask("GET", f"/ai/v1/files/file-{growing.file}/content?skip={position}{limit}")
+        assert answer.status == 200
+        got += answer.body
+        position = int(answer.headers["x-last-line"])
+        seen.append(answer.headers["x-incomplete"])
+
+    await catch_up()
+    for i in range(5):
+        await growing.grow(b"%d a\n" % i, b"%d b\n" % i)
+        await catch_up("&limit=1" if i == 2 else "")
+    await growing.finish(b"the last\n")
+    await catch_up("&limit=1")
+    await catch_up()
+    await catch_up()
+    assert got == joined(growing.lines)
+    assert seen[-1] == "false"
+    assert set(seen[:-3]) == {"true"}
+
+
+async def test_finished_content_has_its_length(rig: Rig) -> None:
+    data = chat_file(100)
+    uploaded = await rig.upload(data)
+    answer = await rig.ask("GET", f"/v1/files/{uploaded['id']}/content")
+    assert answer.headers["content-length"] == str(len(data))
+    same = await rig.ask("GET", f"/v1/files/{uploaded['id']}/content?offset=3&skip=3&limit=2")
+    assert same.body == joined(data.splitlines(keepends=True)[3:5])
+
+
+async def test_a_download_that_breaks_is_seen_to_be_broken(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    uploaded = await rig.upload(chat_file(2000, padding=1000))
+    monkeypatch.setattr(blob_store, "READ", 10_000)
+    real = type(rig.context.blobs).read
+    reads = 0
+
+    async def failing(self: blob_store.ObjectBlobStore, key: str, start: int, length: int) -> bytes:
+        nonlocal reads
+        reads += 1
+        if reads > 5:
+            raise StoreUnavailable("gone")
+        return await real(self, key, start, length)
+
+    monkeypatch.setattr(type(rig.context.blobs), "read", failing)
+    for query in ("", "?offset=1"):
+        reads = 0
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await rig.ask("GET", f"/v1/files/{uploaded['id']}/content{query}")
+
+
+async def test_a_slow_reader_is_waited_for_and_a_lost_one_is_forgotten(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    uploaded = await rig.upload(chat_file(16_000, padding=2_000))
+    real = type(rig.context.blobs).read
+    reads = 0
+
+    async def counted(self: blob_store.ObjectBlobStore, key: str, start: int, length: int) -> bytes:
+        nonlocal reads
+        reads += 1
+        return await real(self, key, start, length)
+
+    monkeypatch.setattr(type(rig.context.blobs), "read", counted)
+    pieces = uploaded["bytes"] // blob_store.READ
+    reader, writer = await asyncio.open_connection("127.0.0.1", rig.port, limit=1000)
+    writer.write(f"GET /v1/files/{uploaded['id']}/content HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    await reader.readuntil(b"\r\n\r\n")
+    for _ in range(20):  # whoever serves others has had the time to read on
+        await rig.ask("GET", "/healthz")
+    assert reads < pieces / 2, "the server reads ahead of a client that does not take what it is given"
+    before = asyncio.all_tasks()
+    writer.transport.abort()
+    for _ in range(20):
+        await rig.ask("GET", "/healthz")
+    assert reads < pieces / 2, "the server reads on for nobody"
+    assert len(asyncio.all_tasks()) < len(before)
