@@ -178,13 +178,16 @@ class Dispatcher:
             try:
                 outcome = await self._upstream.send(work.url, work.body)
             except asyncio.CancelledError:
-                if not work.aborted:
+                # A slot may be closed at the moment when its request is broken off; that cancellation must stand.
+                if not work.aborted or task.uncancel() > 0:
                     raise
-                task.uncancel()
                 self._dropped(work)
                 continue
             finally:
                 del self._in_flight[task]
+            if work.aborted:
+                # Its answer came at that very moment: pyreqwest gives it, and the cancellation has no effect.
+                task.uncancel()
             self._settle(work, outcome)
 
     def _settle(self, work: Work, outcome: Answer | Fault) -> None:

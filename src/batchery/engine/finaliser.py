@@ -13,11 +13,13 @@ from collections.abc import AsyncIterator
 import structlog
 
 from batchery.engine import lifecycle
+from batchery.engine.lease import BatchLease
 from batchery.engine.reader import Reader
 from batchery.store import batches, files, results, shards
 from batchery.store.batches import BatchRow
 from batchery.store.blobs import ObjectBlobStore, Writer, new_key
 from batchery.store.database import Database
+from batchery.store.errors import StoreFull
 from batchery.store.ids import new_id
 from batchery.wire import ids
 from batchery.wire.results import Failure, Kind, failure_line
@@ -36,15 +38,19 @@ class Finaliser:
         blobs: where finished files go.
         reader: for the `custom_id`s of requests that never ran.
         worker: its id.
-        lease: seconds that a batch stays ours without renewal.
+        seconds: that a batch stays ours without renewal.
+
+    Attributes:
+        lease: on the batch that is being finished.
     """
 
-    def __init__(self, database: Database, blobs: ObjectBlobStore, reader: Reader, worker: str, lease: float) -> None:
+    def __init__(self, database: Database, blobs: ObjectBlobStore, reader: Reader, worker: str, seconds: float) -> None:
         self._database = database
         self._blobs = blobs
         self._reader = reader
         self._worker = worker
-        self._lease = lease
+        self._seconds = seconds
+        self.lease = BatchLease(database, worker)
 
     async def finish_one(self) -> bool:
         """Finish one batch that is ready for it.
@@ -57,28 +63,37 @@ class Finaliser:
         """
         now = time.time()
         async with self._database.write() as connection:
-            row = await batches.claim(connection, self._worker, ("finalizing", "cancelling"), now, now + self._lease)
+            row = await batches.claim(connection, self._worker, ("finalizing", "cancelling"), now, now + self._seconds)
             if row is None:
                 return False
             await shards.fence(connection, row.id)
-        await self._finish(row)
-        await self.drop_log(row.id)
+        async with self.lease.held(row.id):
+            shown = await self._finish(row)
+        if shown:
+            await self.drop_log(row.id)
         return True
 
-    async def _finish(self, row: BatchRow) -> None:
+    async def _finish(self, row: BatchRow) -> bool:
         left = await self._never_ran(row)
-        async with self._blobs.write(new_key("output", new_id())) as output:
-            await self._copy(row, "output", output)
-            await output.close()
-        error: Writer | None = None
-        if row.error_lines or left:
-            async with self._blobs.write(new_key("error", new_id())) as error:
-                await self._copy(row, "error", error)
-                async for lines in self._never_ran_lines(row, left):
-                    await error.write(lines)
-                await error.close()
-        if not await self._show(row, output, error, len(left)):
-            await self._blobs.delete([writer.key for writer in (output, error) if writer is not None])
+        keys = [new_key("output", new_id()), new_key("error", new_id())]
+        try:
+            async with self._blobs.write(keys[0]) as output:
+                await self._copy(row, "output", output)
+                await output.close()
+            error: Writer | None = None
+            if row.error_lines or left:
+                async with self._blobs.write(keys[1]) as error:
+                    await self._copy(row, "error", error)
+                    async for lines in self._never_ran_lines(row, left):
+                        await error.write(lines)
+                    await error.close()
+            shown = await self._show(row, output, error, len(left))
+        except StoreFull:  # or each further try would leave one more copy
+            await self._blobs.delete(keys)
+            raise
+        if not shown:
+            await self._blobs.delete(keys)
+        return shown
 
     async def _show(self, row: BatchRow, output: Writer, error: Writer | None, never_ran: int) -> bool:
         """Make the end visible, all of it in one transaction.

@@ -12,6 +12,7 @@ import time
 import structlog
 
 from batchery.engine import lifecycle
+from batchery.engine.lease import BatchLease
 from batchery.engine.reader import Reader
 from batchery.store import batches, shards
 from batchery.store.batches import BatchRow
@@ -50,14 +51,18 @@ class Planner:
         database: the tables.
         reader: for the indexes of input files.
         worker: its id.
-        lease: seconds that a batch stays ours without renewal.
+        seconds: that a batch stays ours without renewal.
+
+    Attributes:
+        lease: on the batch that is being planned.
     """
 
-    def __init__(self, database: Database, reader: Reader, worker: str, lease: float) -> None:
+    def __init__(self, database: Database, reader: Reader, worker: str, seconds: float) -> None:
         self._database = database
         self._reader = reader
         self._worker = worker
-        self._lease = lease
+        self._seconds = seconds
+        self.lease = BatchLease(database, worker)
 
     async def plan_one(self) -> BatchRow | None:
         """Plan one batch that waits for it: its shards and its new status appear together.
@@ -70,9 +75,14 @@ class Planner:
         """
         now = time.time()
         async with self._database.write() as connection:
-            row = await batches.claim(connection, self._worker, ("validating",), now, now + self._lease)
+            row = await batches.claim(connection, self._worker, ("validating",), now, now + self._seconds)
         if row is None:
             return None
+        async with self.lease.held(row.id):
+            await self._plan(row)
+        return row
+
+    async def _plan(self, row: BatchRow) -> None:
         plan = cut(await self._reader.index(row.id))
         async with self._database.write() as connection:
             changes = lifecycle.planned(int(time.time())) | {"lease_owner": None, "lease_until": None}
@@ -81,4 +91,3 @@ class Planner:
             else:  # cancelled or expired in between
                 await batches.change_many(connection, [{"id": row.id, "lease_owner": None, "lease_until": None}])
         log.info("batch planned", batch=row.id, requests=row.total, shards=len(plan))
-        return row

@@ -127,7 +127,10 @@ class Reader:
         if file is None or file.blob_key is None or file.index_key is None:
             raise StoreUnavailable(f"the input file of batch {batch} is gone")
         pieces = [piece async for piece in self._blobs.stream(file.index_key)]
-        source = _Input(file.blob_key, line_index.decode(b"".join(pieces)))
+        try:
+            source = _Input(file.blob_key, line_index.decode(b"".join(pieces)))
+        except line_index.InvalidIndexError as error:
+            raise StoreUnavailable(f"the input file of batch {batch} cannot be used: {error}") from error
         self._inputs[batch] = source
         while len(self._inputs) > 1 and sum(_size(item.index) for item in self._inputs.values()) > INDEX_CACHE_BYTES:
             self._inputs.popitem(last=False)

@@ -18,7 +18,7 @@ import structlog
 from batchery import __version__
 from batchery.engine.dispatcher import Dispatcher
 from batchery.engine.finaliser import Finaliser
-from batchery.engine.planner import Planner
+from batchery.engine.planner import SHARD_REQUESTS, Planner
 from batchery.engine.reader import Reader
 from batchery.engine.reaper import Reaper
 from batchery.engine.recorder import Recorder
@@ -43,8 +43,11 @@ POLL = 0.25
 SILENCE = 5.0
 """Seconds between looks for workers that have gone silent."""
 
-OPEN_BYTES = 64 * 1024 * 1024
+OPEN_BYTES = 32 * 1024 * 1024
 """Bytes of request bodies that may be read and not yet recorded."""
+
+STEP_PATIENCE = 5.0
+"""Seconds that a role may take to finish its step when the worker stops."""
 
 PAUSE = 0.5
 """Seconds before a role tries again after the database or the store has failed."""
@@ -89,13 +92,18 @@ class Worker:
         self._finaliser = Finaliser(database, blobs, self._reader, self.id, LEASE)
         self._reaper = Reaper(database, self._finaliser, self.id, platform.node())
         self._scheduler = Scheduler()
-        self._shard_size = 1.0
+        self._shard_size = float(SHARD_REQUESTS)
         self._open_bytes = 0
         self._stopping_since: dict[LeasedShard, float] = {}
         self._no_shards_until = 0.0
         self._overtaken = False  # whether a batch is due sooner than what is leased
         self._stop_grace = settings.stop_grace
+        self.ended = asyncio.Event()  # after `abandon`: that everything answered is recorded
+        self._abandoned = False
+        self._winding_down = False
+        self._heart_stops = False  # it beats until the last request has ended, so that no lease lapses before
         self._stop = asyncio.Event()
+        self._to_beat = asyncio.Event()
         self._to_look = asyncio.Event()
         self._to_plan = asyncio.Event()
         self._to_feed = asyncio.Event()
@@ -107,14 +115,18 @@ class Worker:
         """There may be something new: a batch, or a cancellation."""
         self._to_look.set()
 
-    def stop(self, grace: float | None = None) -> None:
-        """Ask `run` to end.
+    def stop(self) -> None:
+        """Ask `run` to end: requests in flight get their grace, and everything that is held is given back."""
+        self._stop.set()
 
-        Args:
-            grace: seconds that requests in flight may still take; the settings' where none is given.
+    def abandon(self) -> None:
+        """Ask `run` to end at once, because the server is gone: only what has been answered is still recorded.
+
+        Nothing is given back; whoever comes next sees that this worker is dead. Tasks may be left, so the process is
+        to end.
         """
-        if grace is not None:
-            self._stop_grace = grace
+        self._abandoned = True
+        self._stop_grace = 0.0
         self._stop.set()
 
     async def run(self) -> None:
@@ -126,7 +138,9 @@ class Worker:
         await self._enter()
         self._dispatcher.start()
         recording = asyncio.create_task(self._recorder.run())
+        heart = asyncio.create_task(self._forever(self._beat, self._to_beat, BEAT))
         roles = [
+            heart,
             asyncio.create_task(self._forever(self._look, self._to_look, POLL)),
             asyncio.create_task(self._forever(self._plan, self._to_plan, None)),
             asyncio.create_task(self._forever(self._feed, self._to_feed, None)),
@@ -134,28 +148,43 @@ class Worker:
             asyncio.create_task(self._forever(self._finish, self._to_finish, None)),
             asyncio.create_task(self._forever(self._reap, self._to_reap, SILENCE)),
         ]
-        beating = asyncio.create_task(self._forever(self._beat, asyncio.Event(), BEAT))
         cleaning = asyncio.create_task(self._clean_up())
         stopping = asyncio.create_task(self._stop.wait())
         failing = asyncio.create_task(self._dispatcher.failed())
-        everything = [*roles, recording, beating, cleaning, stopping, failing]
+        everything = [*roles, recording, cleaning, stopping, failing]
         try:
             # All but `stopping` end only by a defect.
-            await asyncio.wait([*roles, recording, beating, stopping, failing], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([*roles, recording, stopping, failing], return_when=asyncio.FIRST_COMPLETED)
+            await self._wind_down(recording, roles)
         finally:
-            for role in roles:
-                role.cancel()
-            await self._dispatcher.close(self._stop_grace)
-            self._recorder.close()
-            await asyncio.gather(recording, return_exceptions=True)
-            defects = [task.exception() for task in everything if task.done() and not task.cancelled()]
             for task in everything:
                 task.cancel()
-            await asyncio.gather(*everything, return_exceptions=True)
-            await self._leave()
-        for defect in defects:
-            if defect is not None:
-                raise defect
+        if self._abandoned:
+            self.ended.set()
+            return
+        for outcome in await asyncio.gather(*everything, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                raise outcome
+        await self._leave()
+
+    async def _wind_down(self, recording: asyncio.Task[None], roles: list[asyncio.Task[None]]) -> None:
+        """Let requests in flight end, record what they gave, and let each role finish the step that it is at.
+
+        A step is not cancelled while it may be inside a transaction, unless it takes too long.
+        """
+        self._winding_down = True
+        heart, *others = roles
+        for event in (self._to_look, self._to_plan, self._to_feed, self._to_watch, self._to_finish, self._to_reap):
+            event.set()
+        await self._dispatcher.close(self._stop_grace)
+        self._recorder.close()
+        await asyncio.wait([recording])
+        if self._abandoned:
+            return
+        await asyncio.wait(others, timeout=STEP_PATIENCE)
+        self._heart_stops = True
+        self._to_beat.set()
+        await asyncio.wait([heart], timeout=STEP_PATIENCE)
 
     async def _enter(self) -> None:
         now = time.time()
@@ -186,7 +215,7 @@ class Worker:
 
     async def _forever(self, role: Callable[[], Awaitable[bool]], event: asyncio.Event, pause: float | None) -> None:
         """Play a role: again at once while it finds something to do, else when woken or after a pause."""
-        while True:
+        while not (self._heart_stops if role == self._beat else self._winding_down):
             event.clear()
             try:
                 again = await role()
@@ -194,7 +223,7 @@ class Worker:
                 log.error("the database or the store failed; trying again", role=role.__name__, reason=str(error))
                 await asyncio.sleep(PAUSE)
                 continue
-            if not again:
+            if not again and not self._winding_down:
                 try:
                     async with asyncio.timeout(pause):
                         await event.wait()
@@ -238,12 +267,15 @@ class Worker:
 
     async def _beat(self) -> bool:
         now = time.time()
+        mine = list(self._scheduler)
+        ids = [shard.id for shard in mine]
+        leases = (self._planner.lease, self._finaliser.lease)
         async with self._database.write() as connection:
             await workers.beat(connection, self.id, now)
-            await shards.renew(connection, self.id, now + LEASE)
-            await batches.renew(connection, self.id, now + LEASE)
-            held = await shards.held(connection, self.id, [shard.id for shard in self._scheduler])
-        self._drop_lost({shard for shard in self._scheduler if not _holds(held.get(shard.id), shard)})
+            held = await shards.held(connection, self.id, ids)
+            await shards.renew(connection, self.id, ids, now + LEASE)
+            await batches.renew(connection, self.id, [lease.batch for lease in leases if lease.batch], now + LEASE)
+        self._drop_lost({shard for shard in mine if not _holds(held.get(shard.id), shard)} & set(self._scheduler))
         return False
 
     def _drop_lost(self, lost: set[LeasedShard]) -> None:
@@ -297,18 +329,20 @@ class Worker:
         wanted = shards_wanted(self._scheduler.unread(), target, self._shard_size)
         if self._overtaken:
             wanted = max(1, wanted)
-            self._overtaken = False
         if wanted == 0 or time.monotonic() < self._no_shards_until:
             return
+        self._overtaken = False
         now = time.time()
         async with self._database.write() as connection:
-            rows = await shards.claim(connection, self.id, wanted, now, now + LEASE)
+            rows = await shards.claim(
+                connection, self.id, wanted, now, now + LEASE, holding=[shard.id for shard in self._scheduler]
+            )
         if len(rows) < wanted:
             # Every request that ends asks for more; the table is asked again when there can be something new.
             self._no_shards_until = time.monotonic() + POLL
         for row in rows:
             shard = LeasedShard(row)
-            self._shard_size = 0.7 * self._shard_size + 0.3 * shard.size if self._shard_size > 1 else shard.size
+            self._shard_size = 0.7 * self._shard_size + 0.3 * shard.size
             self._scheduler.add(shard)
 
     # Settling: requests leave in one of two ways, recorded or given up.
@@ -345,9 +379,8 @@ class Worker:
             async with self._database.read() as connection:
                 statuses = await batches.statuses(connection, sorted(running))
         now = time.monotonic()
-        fresh = {
-            shard for shard in self._scheduler if not shard.stopping and statuses.get(shard.batch_id) != "in_progress"
-        }
+        ended_batches = {id for id in running if statuses.get(id) != "in_progress"}
+        fresh = {shard for shard in self._scheduler if not shard.stopping and shard.batch_id in ended_batches}
         for shard in fresh:
             shard.stopping = True
             shard.unread.clear()

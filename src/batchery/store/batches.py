@@ -203,9 +203,11 @@ async def claim(
     return await get(connection, id)
 
 
-async def renew(connection: AsyncConnection, worker: str, until: float) -> None:
-    """Extend the leases on the batches that a worker plans or finalises."""
-    await connection.execute(sa.update(batches).where(batches.c.lease_owner == worker).values(lease_until=until))
+async def renew(connection: AsyncConnection, worker: str, ids: Sequence[str], until: float) -> None:
+    """Set when the leases lapse under which a worker plans or finalises these batches."""
+    await connection.execute(
+        sa.update(batches).where(batches.c.id.in_(ids), batches.c.lease_owner == worker).values(lease_until=until)
+    )
 
 
 async def release(connection: AsyncConnection, workers: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
-from batchery.store.errors import StoreUnavailable, classify
+from batchery.store.errors import StoreError, StoreUnavailable, classify
 
 PIECE = 5 * 1024 * 1024  # the smallest part that S3 accepts
 READ = 512 * 1024
@@ -36,7 +36,7 @@ class BlobStore(Protocol):
         """Begin a blob; it appears when the writer is closed."""
 
     async def read(self, key: str, start: int, length: int) -> bytes:
-        """A range of a blob; shorter where the blob ends."""
+        """A range of a blob, which must begin inside it; shorter where the blob ends."""
 
     def stream(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
         """A blob's bytes from `start` up to, not including, `end`, in pieces."""
@@ -123,8 +123,12 @@ class Writer:
         await self._flush()
         with _translated():
             await self._file.close()
+        try:
+            await self._store.sync(self.key)
+        except StoreError:
+            await self._store.delete([self.key])
+            raise
         self._open = False
-        await self._store.sync(self.key)
 
     async def abort(self) -> None:
         """Give the blob up. What a folder keeps of it is swept at the next start."""

@@ -2,7 +2,8 @@
 
 On SQLite there are two pools: one connection that writes, so that the writers of a process queue in Python instead of
 failing in SQLite, and a few that read. WAL lets both go on at once; `synchronous=FULL` makes a commit survive a power
-cut. On PostgreSQL both are the same pool.
+cut. On PostgreSQL both are the same pool, and what only reads is `REPEATABLE READ`, or each of its statements would see
+another moment.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def async_url(url: str) -> str:
     """
     try:
         parsed = sa.make_url(url)
-    except sa.exc.ArgumentError as error:
+    except (sa.exc.ArgumentError, ValueError) as error:
         raise ValueError(f"{url!r} is not a database URL, such as postgresql://user@host/name") from error
     backend = parsed.get_backend_name()
     if backend in ("postgresql", "postgres"):
@@ -68,7 +69,7 @@ class Database:
             self._reader = _sqlite_engine(url, "BEGIN", readers)
         else:
             self._writer = create_async_engine(url, pool_size=readers + 2, max_overflow=4, pool_pre_ping=True)
-            self._reader = self._writer
+            self._reader = self._writer.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -99,7 +100,7 @@ class Database:
             if _is_defect(error):
                 raise
             raise classify(error) from error
-        except (TimeoutError, OSError) as error:
+        except (TimeoutError, OSError, sa.exc.TimeoutError) as error:
             raise StoreUnavailable(str(error)) from error
 
     async def ping(self) -> None:
@@ -136,7 +137,7 @@ class Database:
     async def close(self) -> None:
         """Close all connections."""
         await self._writer.dispose()
-        if self._reader is not self._writer:
+        if self.is_sqlite:
             await self._reader.dispose()
 
 

@@ -62,9 +62,13 @@ def decode(blob: bytes | memoryview) -> FileIndex:
         (length,) = struct.unpack_from("<I", view, 8)
         header = _decode_header(view[12 : 12 + length])
         position = 12 + length
+        if len(header.models) != len(header.model_counts):
+            raise InvalidIndexError("a line index does not say how many requests each model has; the blob is damaged")
 
         def take(typecode: str, count: int) -> array[int]:
             nonlocal position
+            if count < 0:
+                raise InvalidIndexError("a line index has a negative length; the blob is damaged")
             values = array(typecode)
             end = position + count * values.itemsize
             if end > len(view):
@@ -81,7 +85,7 @@ def decode(blob: bytes | memoryview) -> FileIndex:
             by_model=tuple(take("I", count) for count in header.model_counts),
             urls=header.urls,
         )
-    except (struct.error, msgspec.MsgspecError) as error:
+    except (struct.error, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidIndexError(f"a line index cannot be read: {error}") from error
 
 

@@ -52,13 +52,16 @@ async def insert(connection: AsyncConnection, batch: str, deadline: int, pieces:
     )
 
 
-async def claim(connection: AsyncConnection, worker: str, limit: int, now: float, until: float) -> list[ShardRow]:
+async def claim(
+    connection: AsyncConnection, worker: str, limit: int, now: float, until: float, *, holding: Sequence[int] = ()
+) -> list[ShardRow]:
     """Lease up to `limit` shards of running batches, earliest deadline first.
 
     Args:
         worker: who takes them.
         now: Unix seconds; leases that ended before are free.
         until: when the leases lapse unless renewed.
+        holding: the ids of shards that the worker has; it does not take them twice when their leases have lapsed.
     """
     found = await connection.execute(
         sa.select(shards.c.id)
@@ -67,6 +70,7 @@ async def claim(connection: AsyncConnection, worker: str, limit: int, now: float
             batches.c.status == "in_progress",
             shards.c.deadline > now,
             shards.c.lease_until.is_(None) | (shards.c.lease_until < now),
+            shards.c.id.not_in(holding),
         )
         .order_by(shards.c.deadline, shards.c.id)
         .limit(limit)
@@ -122,9 +126,14 @@ async def record(connection: AsyncConnection, done: Sequence[Mapping[str, Any]],
         await connection.execute(sa.delete(shards).where(shards.c.id.in_(finished)))
 
 
-async def renew(connection: AsyncConnection, worker: str, until: float) -> None:
-    """Extend every lease of a worker."""
-    await connection.execute(sa.update(shards).where(shards.c.lease_owner == worker).values(lease_until=until))
+async def renew(connection: AsyncConnection, worker: str, ids: Sequence[int], until: float) -> None:
+    """Extend a worker's leases of these shards.
+
+    Of these only: one that it was given in a commit whose answer was lost is unknown to it, and has to lapse.
+    """
+    await connection.execute(
+        sa.update(shards).where(shards.c.id.in_(ids), shards.c.lease_owner == worker).values(lease_until=until)
+    )
 
 
 async def release(connection: AsyncConnection, workers: Sequence[str]) -> None:

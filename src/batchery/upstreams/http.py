@@ -10,12 +10,14 @@ import asyncio
 import email.utils
 import math
 import time
-from datetime import timedelta
+from datetime import UTC, timedelta
 from urllib.parse import urlsplit
 
 import msgspec
 from pyreqwest.client import ClientBuilder
-from pyreqwest.exceptions import ConnectError, ConnectTimeoutError, PyreqwestError, RequestTimeoutError
+from pyreqwest.exceptions import PyreqwestError, RequestTimeoutError
+from pyreqwest.http import Url
+from pyreqwest.response import Response
 
 from batchery.upstreams.base import Answer, Fault
 from batchery.wire.objects import Model
@@ -34,15 +36,23 @@ def base_url(text: str) -> str:
     Raises:
         InvalidUpstreamError: it is not an http(s) URL, or carries a user name, a query or a fragment.
     """
-    parts = urlsplit(text.strip())
+    text = text.strip()
+    try:
+        parts = urlsplit(text)
+        Url(text)  # the client's own reading, which refuses ports and names that `urlsplit` passes
+    except ValueError:
+        raise InvalidUpstreamError(_NO_URL.format("the text given" if "@" in text else repr(text))) from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InvalidUpstreamError(f"{text!r} is not an upstream URL; write one such as http://127.0.0.1:8000/v1")
+        raise InvalidUpstreamError(_NO_URL.format("the text given" if "@" in text else repr(text)))
     if parts.username or parts.password or parts.query or parts.fragment:
         raise InvalidUpstreamError(
             f"the upstream URL {parts.scheme}://{parts.hostname}... must not carry a user name, a query or a fragment; "
             "name the key's environment variable with --upstream-key-env"
         )
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1')}"
+
+
+_NO_URL = "{} is not an upstream URL; write one such as http://127.0.0.1:8000/v1"
 
 
 def retry_after(value: str | None, milliseconds: str | None, now: float) -> float | None:
@@ -63,7 +73,9 @@ def retry_after(value: str | None, milliseconds: str | None, now: float) -> floa
             seconds = float(text) * scale
         except ValueError:
             try:
-                seconds = email.utils.parsedate_to_datetime(text).timestamp() - now
+                date = email.utils.parsedate_to_datetime(text)
+                # A date without a zone is in GMT (RFC 9110, 5.6.7).
+                seconds = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now
             except (ValueError, TypeError, OverflowError):
                 continue
         if not math.isnan(seconds):
@@ -119,20 +131,20 @@ class HttpUpstream:
         try:
             response = await self._client.post(target).body_bytes(body).build().send()
             data = bytes(await response.bytes())
-        except ConnectTimeoutError:
-            return Fault("unreachable", f"No connection to the upstream within {CONNECT_TIMEOUT:g} s.")
-        except ConnectError as error:
-            return Fault("unreachable", f"No connection to the upstream: {_innermost(error)}.")
-        except RequestTimeoutError:
-            return Fault("timeout", f"The upstream did not answer within {self._timeout:g} s.")
         except PyreqwestError as error:
-            return Fault("broken", f"The upstream's answer broke off: {_innermost(error)}.")
+            # The client's `ConnectError` and `ConnectTimeoutError` also stand for what happens between the connection
+            # and the answer's head; only the causes tell the two apart.
+            causes = _causes(error)
+            if CONNECTING in causes:
+                return Fault("unreachable", f"No connection to the upstream: {causes[-1]}.")
+            if isinstance(error, RequestTimeoutError):
+                return Fault("timeout", f"The upstream did not answer within {self._timeout:g} s.")
+            return Fault("broken", f"The upstream's answer broke off: {causes[-1]}.")
         status = response.status
-        header = response.get_header
         wait = None
         if status >= 400:
-            wait = retry_after(header("retry-after"), header("retry-after-ms"), time.time())
-        return Answer(status, data, header("x-request-id"), wait)
+            wait = retry_after(_header(response, "retry-after"), _header(response, "retry-after-ms"), time.time())
+        return Answer(status, data, _header(response, "x-request-id"), wait)
 
     async def models(self) -> list[Model]:
         try:
@@ -149,10 +161,19 @@ class HttpUpstream:
         await self._client.close()
 
 
-def _innermost(error: PyreqwestError) -> str:
-    """The last of the causes that the client lists: `connection refused` rather than `error sending request`."""
+CONNECTING = "client error (Connect)"
+
+
+def _causes(error: PyreqwestError) -> list[str]:
+    """The causes that the client lists, `connection refused` after `error sending request`; never none."""
     details = getattr(error, "details", None)
     causes = details.get("causes") if isinstance(details, dict) else None
-    if causes:
-        return str(causes[-1].get("message", error)).strip().rstrip(".")
-    return str(error).rstrip(".")
+    return [str(cause.get("message", error)).strip().rstrip(".") for cause in causes or [{}]]
+
+
+def _header(response: Response, name: str) -> str | None:
+    """A header's value; None where there is none, or none that is text."""
+    try:
+        return response.get_header(name)
+    except ValueError:  # the client's complaint about bytes beyond ASCII
+        return None

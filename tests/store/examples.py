@@ -1,0 +1,70 @@
+"""Rows for tests of the queries, with every column that has no default filled in."""
+
+from __future__ import annotations
+
+from array import array
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from batchery.store import batches, files
+from batchery.store.ids import new_id
+from batchery.store.results import Segment
+from batchery.wire.results import Kind
+
+NOW = 1_700_000_000
+
+
+async def add_batch(connection: AsyncConnection, **values: Any) -> str:
+    """Insert a batch; its id."""
+    row: dict[str, Any] = {
+        "id": new_id(),
+        "owner": "local",
+        "endpoint": "/v1/chat/completions",
+        "input_file": new_id(),
+        "window": "24h",
+        "status": "in_progress",
+        "output_file": new_id(),
+        "created_at": NOW,
+        "expires_at": NOW + 86_400,
+        "total": 10,
+        "metadata": batches.encode_metadata({}),
+    }
+    row |= values
+    await batches.insert(connection, **row)
+    return str(row["id"])
+
+
+async def add_file(connection: AsyncConnection, **values: Any) -> str:
+    """Insert an upload; its id."""
+    row: dict[str, Any] = {
+        "id": new_id(),
+        "owner": "local",
+        "purpose": "batch",
+        "filename": "input.jsonl",
+        "status": "processed",
+        "bytes": 100,
+        "created_at": NOW,
+        "lines": 3,
+        "requests": 2,
+    }
+    row |= values
+    await files.insert(connection, **row)
+    return str(row["id"])
+
+
+def segment(batch: str, kind: Kind, position: int, lines: list[bytes], *, start_byte: int = 0) -> Segment:
+    """A segment with these lines; line i of the file answers request i."""
+    ends = array("I")
+    for line in lines:
+        ends.append(len(line) + (ends[-1] if ends else 0))
+    return Segment(
+        batch_id=batch,
+        kind=kind,
+        position=position,
+        start_byte=start_byte,
+        requests=array("I", range(position, position + len(lines))),
+        ends=ends,
+        attempts=array("I", [1] * len(lines)),
+        body=b"".join(lines),
+    )

@@ -1,0 +1,288 @@
+"""The blob store, in a folder and over the S3 protocol: whole blobs or none, and failures said as what they are."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+import resource
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from batchery.store import blobs as blobs_module
+from batchery.store.blobs import ObjectBlobStore, new_key, open_folder, open_url, write_whole
+from batchery.store.errors import StoreError, StoreFull, StoreUnavailable
+from batchery.store.ids import new_id
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """The address of a server that speaks S3, with a bucket `bucket`."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    try:
+        urllib.request.urlopen(urllib.request.Request(f"http://{host}:{port}/bucket", method="PUT")).close()
+        yield f"http://{host}:{port}"
+    finally:
+        server.stop()
+
+
+@pytest.fixture(params=["folder", "s3"])
+def blobs(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ObjectBlobStore:
+    if request.param == "folder":
+        return open_folder(tmp_path / "blobs")
+    environment = {
+        "AWS_ENDPOINT_URL": request.getfixturevalue("s3"),
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "us-east-1",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return open_url(f"s3://bucket/{new_id()}")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> ObjectBlobStore:
+    return open_folder(tmp_path / "blobs")
+
+
+def left_in(blobs: ObjectBlobStore) -> list[str]:
+    """Every file in a store's folder, unfinished ones too."""
+    assert blobs.folder is not None
+    return sorted(path.relative_to(blobs.folder).as_posix() for path in blobs.folder.rglob("*") if path.is_file())
+
+
+async def whole(blobs: ObjectBlobStore, key: str, start: int = 0, end: int | None = None) -> bytes:
+    return b"".join([piece async for piece in blobs.stream(key, start, end)])
+
+
+@contextmanager
+def no_room(limit: int) -> Iterator[None]:
+    """No file may grow beyond so many bytes: what the kernel says then is what it says of a full disk, but for the
+    number of the error."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("size", [0, 1, MIB - 1, MIB, 5 * MIB, 12 * MIB + 7])
+async def test_what_is_written_can_be_read(blobs: ObjectBlobStore, size: int) -> None:
+    data = os.urandom(size)
+    key = new_key("files", new_id())
+    async with blobs.write(key) as writer:
+        for start in range(0, size, 700_000):
+            await writer.write(data[start : start + 700_000])
+            await writer.write(b"")
+        await writer.close()
+    assert (writer.size, writer.sha256) == (size, hashlib.sha256(data).hexdigest())
+    assert await whole(blobs, key) == data
+    assert await blobs.read(key, 0, 0) == b""
+    if size > 1:
+        assert await blobs.read(key, size - 2, 2) == data[-2:]
+        assert await blobs.read(key, size - 2, 100) == data[-2:]  # shorter at the end
+        assert await blobs.read(key, 1, size // 2) == data[1 : 1 + size // 2]
+        for start, end in ((0, 1), (1, size), (size // 2, size // 2), (size // 3, size // 2)):
+            assert await whole(blobs, key, start, end) == data[start:end]
+
+
+async def test_an_empty_blob_exists(blobs: ObjectBlobStore) -> None:
+    writer = await write_whole(blobs, "a/b/empty", [])
+    assert (writer.size, writer.sha256) == (0, hashlib.sha256().hexdigest())
+    assert await whole(blobs, "a/b/empty") == b""
+    with pytest.raises(StoreUnavailable):
+        await whole(blobs, "a/b/none")
+
+
+async def test_a_blob_is_overwritten_whole(blobs: ObjectBlobStore) -> None:
+    await write_whole(blobs, "a/b/c", [b"x" * 100])
+    async with blobs.write("a/b/c") as writer:
+        await writer.write(b"yy")
+        assert await whole(blobs, "a/b/c") == b"x" * 100  # until the writer is closed
+        await writer.close()
+    assert await whole(blobs, "a/b/c") == b"yy"
+
+
+@pytest.mark.parametrize("size", [0, 3, 3 * MIB, 12 * MIB])
+async def test_a_blob_that_is_given_up_never_was(blobs: ObjectBlobStore, size: int) -> None:
+    async def give_up() -> None:
+        async with blobs.write("a/b/c") as writer:
+            for start in range(0, size, MIB):
+                await writer.write(b"x" * min(MIB, size - start))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        await give_up()
+    with pytest.raises(StoreUnavailable):
+        await whole(blobs, "a/b/c")
+    if blobs.folder is not None:
+        assert left_in(blobs) == []
+
+
+async def test_many_at_once(blobs: ObjectBlobStore) -> None:
+    keys = [new_key("files", new_id()) for _ in range(20)]
+    await asyncio.gather(*(write_whole(blobs, key, [key.encode()]) for key in keys))
+    assert await asyncio.gather(*(whole(blobs, key) for key in keys)) == [key.encode() for key in keys]
+
+
+async def test_deleting_passes_over_what_is_not_there(blobs: ObjectBlobStore) -> None:
+    for key in ("a/b/1", "a/b/2", "a/b/3"):
+        await write_whole(blobs, key, [b"x"])
+    await blobs.delete(["a/b/1", "a/b/none", "no/such/folder", "a/b/2"])
+    for key in ("a/b/1", "a/b/2"):
+        with pytest.raises(StoreUnavailable):
+            await whole(blobs, key)
+    assert await whole(blobs, "a/b/3") == b"x"
+
+
+async def test_a_blob_that_has_shrunk_is_not_taken_for_whole(blobs: ObjectBlobStore) -> None:
+    await write_whole(blobs, "a/b/c", [b"12345"])
+    with pytest.raises(StoreUnavailable):
+        await whole(blobs, "a/b/c", 0, 9)
+    with pytest.raises(StoreUnavailable):
+        await blobs.read("a/b/none", 0, 1)
+
+
+async def test_ping(blobs: ObjectBlobStore) -> None:
+    await blobs.ping()
+
+
+async def test_the_folder_has_gone(folder: ObjectBlobStore) -> None:
+    assert folder.folder is not None
+    folder.folder.rmdir()
+    with pytest.raises(StoreUnavailable):
+        await folder.ping()
+
+
+async def test_the_server_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    retries = {"max_retries": 0}
+    from obstore.store import S3Store
+
+    gone = ObjectBlobStore(S3Store("bucket", retry_config=retries))  # type: ignore[arg-type]
+    for attempt in (gone.ping(), gone.read("a", 0, 1), write_whole(gone, "a", [b"x"]), gone.delete(["a"])):
+        with pytest.raises(StoreUnavailable):
+            await attempt
+
+
+# In a folder: full disks, and what is left behind.
+
+
+@pytest.mark.parametrize("size", [2 * MIB, 12 * MIB])
+async def test_no_room_while_writing(folder: ObjectBlobStore, size: int) -> None:
+    pieces = [b"x" * MIB] * (size // MIB)
+    with no_room(MIB), pytest.raises(StoreFull):
+        await write_whole(folder, "a/b/c", pieces)
+    assert left_in(folder) == []
+    await write_whole(folder, "a/b/c", pieces)
+    assert len(await whole(folder, "a/b/c")) == size
+
+
+async def test_no_room_leaves_the_blob_before(folder: ObjectBlobStore) -> None:
+    await write_whole(folder, "a/b/c", [b"before"])
+    with no_room(MIB), pytest.raises(StoreFull):
+        await write_whole(folder, "a/b/c", [b"x" * 2 * MIB])
+    assert await whole(folder, "a/b/c") == b"before"
+    assert left_in(folder) == ["a/b/c"]
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"), [(errno.ENOSPC, StoreFull), (errno.EDQUOT, StoreFull), (errno.EIO, StoreUnavailable)]
+)
+async def test_a_blob_that_cannot_be_made_durable_does_not_exist(
+    folder: ObjectBlobStore, monkeypatch: pytest.MonkeyPatch, number: int, raised: type[StoreError]
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(raised):
+        await write_whole(folder, "a/b/c", [b"x"])
+    monkeypatch.undo()
+    assert left_in(folder) == []
+
+
+async def test_the_file_and_every_folder_above_it_are_synced(
+    folder: ObjectBlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(blobs_module, "_fsync", synced.append)
+    await write_whole(folder, "a/b/c", [b"x"])
+    assert folder.folder is not None
+    assert synced == [folder.folder / "a/b/c", folder.folder / "a/b", folder.folder / "a", folder.folder]
+
+
+async def test_a_cancelled_upload_leaves_nothing(folder: ObjectBlobStore) -> None:
+    began = asyncio.Event()
+
+    async def upload() -> None:
+        async with folder.write("a/b/c") as writer:
+            for _ in range(12):
+                await writer.write(b"x" * MIB)
+            began.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(upload())
+    await began.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert left_in(folder) == []
+
+
+async def test_what_a_crash_left_can_be_found_and_removed(folder: ObjectBlobStore) -> None:
+    await write_whole(folder, "a/b/kept", [b"x"])
+    await write_whole(folder, "a/b/old", [b"x"])
+    assert folder.folder is not None
+    (folder.folder / "a/b/half#1").write_bytes(b"x")
+    for name in ("old", "half#1"):
+        os.utime(folder.folder / "a/b" / name, (1000, 1000))
+    found = await folder.older_than(2000)
+    assert sorted(found) == ["a/b/half#1", "a/b/old"]
+    await folder.remove_files([*found, "a/b/none"])
+    assert left_in(folder) == ["a/b/kept"]
+
+
+async def pieces_of(blobs: ObjectBlobStore, key: str) -> AsyncIterator[int]:
+    async for piece in blobs.stream(key):
+        yield len(piece)
+
+
+async def test_a_blob_streams_in_small_pieces(blobs: ObjectBlobStore) -> None:
+    await write_whole(blobs, "a/b/c", [b"x" * (2 * blobs_module.READ + 1)])
+    assert [size async for size in pieces_of(blobs, "a/b/c")] == [blobs_module.READ, blobs_module.READ, 1]
+
+
+# Addresses.
+
+
+def test_a_file_url_is_a_folder(tmp_path: Path) -> None:
+    assert open_url(f"file://{tmp_path}/new/folder").folder == tmp_path / "new/folder"
+    assert (tmp_path / "new/folder").is_dir()
+
+
+@pytest.mark.parametrize("url", ["", "blobs", "ftp://h/x", "s3:", "bucket/prefix"])
+def test_an_address_that_names_no_store(url: str) -> None:
+    with pytest.raises(ValueError, match="store URL"):
+        open_url(url)
+
+
+def test_keys_are_spread_over_folders() -> None:
+    assert new_key("files", "abcdef") == "files/ab/abcdef"
