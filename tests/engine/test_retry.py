@@ -24,7 +24,7 @@ kinds: list[FaultKind] = ["unreachable", "timeout", "broken"]
 faults = st.builds(Fault, st.sampled_from(kinds), st.just(""))
 waits = st.none() | st.floats(0, 86_400)
 outcomes = faults | st.builds(answer, st.integers(300, 599), waits)
-tries = st.builds(Tries, st.integers(1, 10_000), st.integers(0, 10))
+tries = st.builds(Tries, st.integers(1, 10_000), st.integers(0, 20), st.integers(0, 10))
 draws = st.floats(0, 1, exclude_max=True)
 
 
@@ -73,8 +73,11 @@ def test_what_is_tried_again(outcome: Answer | Fault, again: bool) -> None:
     ],
 )
 def test_what_speaks_against_the_request_itself(outcome: Answer | Fault, own: bool) -> None:
-    assert retry.is_own_failure(outcome, others_succeeded=True) == own
-    assert not retry.is_own_failure(outcome, others_succeeded=False)
+    assert retry.may_be_own_fault(outcome) == own
+    tries = Tries(1)
+    retry.note_failure(tries, outcome, others_succeeded=True)
+    retry.note_failure(tries, outcome, others_succeeded=False)
+    assert (tries.failures, tries.own_failures) == ((2, 1) if own else (0, 0))
 
 
 @pytest.mark.parametrize(
@@ -121,13 +124,25 @@ def test_a_retryable_failure_is_tried_again_while_there_is_time(
 ) -> None:
     assume(retry.is_retryable(outcome))
     at = next_try(outcome, tries, now=NOW, deadline=NOW + 200_000, draw=lambda: drawn)
-    assert (at is None) == (tries.own_failures >= retry.MAX_OWN_FAILURES)
+    assert (at is None) == retry.is_given_up(tries, outcome)
 
 
-@given(outcomes, st.floats(0, 1))
-def test_own_failures_end_it(outcome: Answer | Fault, drawn: float) -> None:
-    tries = Tries(1, retry.MAX_OWN_FAILURES)
-    assert next_try(outcome, tries, now=NOW, deadline=NOW + 200_000, draw=lambda: drawn) is None
+@pytest.mark.parametrize(
+    ("outcome", "failures", "own_failures", "given_up"),
+    [
+        (answer(500), 10, 2, True),
+        (TIMEOUT, 10, 10, True),
+        (answer(500), 9, 9, False),  # not often enough yet
+        (answer(500), 10_000, 1, False),  # an outage: nobody succeeds, whoever failed at its beginning counts once
+        (answer(429), 10_000, 10_000, False),  # the upstream is full: no request is at fault
+        (UNREACHABLE, 10_000, 10_000, False),
+    ],
+)
+def test_when_a_request_is_given_up(outcome: Answer | Fault, failures: int, own_failures: int, given_up: bool) -> None:
+    tries = Tries(failures, failures, own_failures)
+    assert retry.is_given_up(tries, outcome) == given_up
+    at = next_try(outcome, tries, now=NOW, deadline=NOW + 200_000, draw=lambda: 0.5)
+    assert (at is None) == given_up
 
 
 def test_what_the_window_does_not_allow_is_final() -> None:

@@ -12,6 +12,8 @@ from batchery.engine.scheduler import Scheduler, shards_wanted
 from batchery.engine.work import LeasedShard
 from batchery.store.shards import ShardRow
 
+NOW = 1000.0
+
 
 def leased(id: int, deadline: int, requests: int = 2, done: bytes | None = None) -> LeasedShard:
     return LeasedShard(
@@ -36,7 +38,7 @@ def test_the_earliest_deadline_is_read_first(given: list[tuple[int, int]]) -> No
         scheduler.add(leased(id, deadline, requests))
     assert scheduler.unread() == sum(requests for _, requests in given)
     order = []
-    while (shard := scheduler.next()) is not None:
+    while (shard := scheduler.next(NOW)) is not None:
         order.append((shard.deadline, shard.id))
         shard.unread.pop()
     expected = sorted((deadline, id) for id, (deadline, _) in enumerate(given))
@@ -50,9 +52,9 @@ def test_an_earlier_deadline_overtakes_a_shard_that_is_half_read() -> None:
     late, early = leased(1, 100), leased(2, 50)
     scheduler.add(late)
     late.unread.pop()
-    assert scheduler.next() is late
+    assert scheduler.next(NOW) is late
     scheduler.add(early)
-    assert scheduler.next() is early
+    assert scheduler.next(NOW) is early
 
 
 def test_what_is_stopping_is_passed_over() -> None:
@@ -61,10 +63,20 @@ def test_what_is_stopping_is_passed_over() -> None:
     scheduler.add(first)
     scheduler.add(second)
     first.stopping = True
-    assert scheduler.next() is second
+    assert scheduler.next(NOW) is second
     scheduler.remove(second)
-    assert scheduler.next() is None
+    assert scheduler.next(NOW) is None
     assert list(scheduler) == [first]
+
+
+def test_what_could_not_be_read_lets_others_go_first_for_a_while() -> None:
+    scheduler = Scheduler()
+    damaged, whole = leased(1, 10), leased(2, 20)
+    scheduler.add(damaged)
+    scheduler.add(whole)
+    damaged.unreadable_until = NOW + 5
+    assert scheduler.next(NOW) is whole
+    assert scheduler.next(NOW + 5) is damaged
 
 
 def test_the_latest_deadline_of_what_is_unread() -> None:

@@ -120,7 +120,7 @@ def serve(
     logs.configure(settings.log_level, "server")
     lock = None
     try:
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)  # prompts are nobody else's business
         settings = settings.model_copy(update={"data_dir": settings.data_dir.resolve(), "port": _port(settings)})
         if settings.uses_folder:
             lock = FolderLock(settings.data_dir)

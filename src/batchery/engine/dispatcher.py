@@ -173,7 +173,8 @@ class Dispatcher:
             if len(ready) < self.limit:
                 self._wanted()
             work.tries.attempts += 1
-            work.started = loop.time()
+            if work.tries.attempts == 1:
+                work.since = loop.time()
             self._in_flight[task] = work
             try:
                 outcome = await self._upstream.send(work.url, work.body)
@@ -198,8 +199,9 @@ class Dispatcher:
             work.body = b""
             return
         tries = work.tries
-        if retry.is_own_failure(outcome, others_succeeded=self._last_success > work.started):
-            tries.own_failures += 1
+        if retry.is_retryable(outcome):
+            retry.note_failure(tries, outcome, others_succeeded=self._last_success > work.since)
+            work.since = asyncio.get_running_loop().time()
         again = retry.next_try(outcome, tries, now=time.time(), deadline=work.shard.deadline, draw=random.random)
         if again is None:
             self._recorder.add(failure(work, outcome))

@@ -10,11 +10,13 @@ import os
 import time
 
 import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batchery.engine import lifecycle
 from batchery.engine.finaliser import Finaliser
 from batchery.store import batches, shards, workers
 from batchery.store.database import Database
+from batchery.store.workers import WorkerRow
 
 log = structlog.get_logger()
 
@@ -29,7 +31,7 @@ class Reaper:
         database: the tables.
         finaliser: drops logs.
         worker: its id.
-        host: this machine's name.
+        host: this machine, as `machine` in `worker` names it.
     """
 
     def __init__(self, database: Database, finaliser: Finaliser, worker: str, host: str) -> None:
@@ -51,19 +53,20 @@ class Reaper:
         Raises:
             StoreError: the database failed.
         """
+        now = time.time()
         async with self._database.write() as connection:
-            others = [worker for worker in await workers.all_workers(connection) if worker.id != self._worker]
             dead = [
-                worker.id for worker in others if alone or (worker.host == self._host and not _is_alive(worker.pid))
+                worker.id
+                for worker in await workers.all_workers(connection)
+                if (alone and worker.id != self._worker) or self._is_dead(worker, now)
             ]
-            if dead:
-                await shards.release(connection, dead)
-                await batches.release(connection, dead)
-                await workers.remove(connection, dead)
+            await _give_back(connection, dead)
         return len(dead)
 
     async def reap(self) -> bool:
-        """End the batches whose window has passed, and forget workers that have been silent for long.
+        """End the batches whose window has passed, and give back what dead workers held.
+
+        A worker is dead when its process on this machine is gone, or when it has been silent for long.
 
         Returns:
             Whether a batch's window had passed.
@@ -74,23 +77,21 @@ class Reaper:
         now = time.time()
         async with self._database.read() as connection:
             overdue = await batches.overdue(connection, now)
-            silent = [
-                worker.id
-                for worker in await workers.all_workers(connection)
-                if worker.heartbeat_at < now - GONE_AFTER and worker.id != self._worker
-            ]
-        if not overdue and not silent:
+            dead = [worker.id for worker in await workers.all_workers(connection) if self._is_dead(worker, now)]
+        if not overdue and not dead:
             return False
         async with self._database.write() as connection:
             for row in overdue:
                 change = lifecycle.window_ended(row.status, expires_at=row.expires_at, now=now)
                 if change is not None and await batches.change(connection, row.id, expect=row.status, changes=change):
                     log.info("batch's window has ended", batch=row.id, completed=row.completed, total=row.total)
-            if silent:
-                await shards.release(connection, silent)
-                await batches.release(connection, silent)
-                await workers.remove(connection, silent)
+            await _give_back(connection, dead)
         return bool(overdue)
+
+    def _is_dead(self, worker: WorkerRow, now: float) -> bool:
+        if worker.id == self._worker:
+            return False
+        return worker.heartbeat_at < now - GONE_AFTER or (worker.host == self._host and not _is_alive(worker.pid))
 
     async def drop_old_logs(self) -> None:
         """Drop the logs of ended batches that a crash has left.
@@ -102,6 +103,13 @@ class Reaper:
             left = await batches.ended_with_log(connection)
         for batch in left:
             await self._finaliser.drop_log(batch)
+
+
+async def _give_back(connection: AsyncConnection, dead: list[str]) -> None:
+    if dead:
+        await shards.release(connection, dead)
+        await batches.release(connection, dead)
+        await workers.remove(connection, dead)
 
 
 def _is_alive(pid: int) -> bool:

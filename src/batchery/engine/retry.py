@@ -3,8 +3,8 @@
 Retried are what another try may mend: no connection, a broken connection, a timeout, and the statuses 408, 409, 429
 and 5xx; other answers are final at once. The wait is exponential with full jitter (a uniform draw between 0 and the
 ceiling, after the AWS Architecture Blog's "Exponential Backoff And Jitter"), never shorter than the server asked. It
-goes on until the completion window allows no more, with one exception: a request that keeps failing while the same
-upstream answers others well is at fault itself, and ends after `MAX_OWN_FAILURES` such failures.
+goes on until the completion window allows no more, with one exception: a request that keeps failing, and did so also
+while the same upstream answered others well, is at fault itself and ends after `MAX_FAILURES` attempts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ CEILING = 30.0
 UNREACHABLE_CEILING = 3.0
 """A refused connection costs next to nothing, and the server that refuses may be back any moment."""
 
-MAX_OWN_FAILURES = 8
+MAX_FAILURES = 10
+"""Failures after which a request that is at fault itself is given up: about a minute with these waits."""
+
+OWN_FAILURES = 2
+"""How many of them must have come while others succeeded; one alone may be the beginning of an outage."""
 
 _RETRIED = frozenset((408, 409, 429))
 _CAPACITY = frozenset((429, 503))
@@ -31,10 +35,13 @@ class Tries(msgspec.Struct):
 
     Attributes:
         attempts: how many were made, the last one included.
-        own_failures: how many of them failed although the upstream answered others well since they began.
+        failures: how many of them failed in a way that may be the request's own fault.
+        own_failures: how many of those came after the upstream had answered others well since the failure before, or
+            since the first attempt began.
     """
 
     attempts: int = 0
+    failures: int = 0
     own_failures: int = 0
 
 
@@ -43,19 +50,30 @@ def is_retryable(outcome: Answer | Fault) -> bool:
     return isinstance(outcome, Fault) or outcome.status in _RETRIED or outcome.status >= 500
 
 
-def is_own_failure(outcome: Answer | Fault, *, others_succeeded: bool) -> bool:
-    """Whether a failure speaks against the request itself.
+def may_be_own_fault(outcome: Answer | Fault) -> bool:
+    """Whether a retryable failure may be the request's own fault; lack of capacity and a missing server never are."""
+    if isinstance(outcome, Fault):
+        return outcome.kind != "unreachable"
+    return outcome.status not in _CAPACITY
 
-    Lack of capacity and a missing server never do; anything else does if the upstream answered other requests well in
-    the meantime.
+
+def note_failure(tries: Tries, outcome: Answer | Fault, *, others_succeeded: bool) -> None:
+    """Count a retryable failure.
 
     Args:
-        outcome: a retryable one.
-        others_succeeded: whether it did, since this attempt began.
+        tries: of the request; changed.
+        outcome: of its last attempt.
+        others_succeeded: whether the upstream answered others well since the failure before, or since the first
+            attempt began.
     """
-    if isinstance(outcome, Fault):
-        return others_succeeded and outcome.kind != "unreachable"
-    return others_succeeded and outcome.status not in _CAPACITY
+    if may_be_own_fault(outcome):
+        tries.failures += 1
+        tries.own_failures += others_succeeded
+
+
+def is_given_up(tries: Tries, outcome: Answer | Fault) -> bool:
+    """Whether a request has shown that it is at fault itself."""
+    return may_be_own_fault(outcome) and tries.failures >= MAX_FAILURES and tries.own_failures >= OWN_FAILURES
 
 
 def next_try(
@@ -73,7 +91,7 @@ def next_try(
     Returns:
         Unix seconds; None when this outcome is final.
     """
-    if not is_retryable(outcome) or tries.own_failures >= MAX_OWN_FAILURES:
+    if not is_retryable(outcome) or is_given_up(tries, outcome):
         return None
     left = deadline - now
     if left < BASE:

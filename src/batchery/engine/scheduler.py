@@ -36,10 +36,14 @@ class Scheduler:
         """A shard is done with."""
         self._shards.remove(shard)
 
-    def next(self) -> LeasedShard | None:
-        """The shard to read from: the earliest deadline among those with something unread."""
+    def next(self, now: float) -> LeasedShard | None:
+        """The shard to read from: the earliest deadline among those with something unread that can be read.
+
+        Args:
+            now: on the monotonic clock.
+        """
         for shard in self._shards:
-            if shard.unread and not shard.stopping:
+            if shard.unread and not shard.stopping and shard.unreadable_until <= now:
                 return shard
         return None
 

@@ -22,10 +22,23 @@ class LeasedShard:
         bits: one bit for each that is recorded.
         unread: (place, request) of those not yet read from the file, in reverse order.
         open: how many are read and have no recorded result yet.
+        unreadable_until: when its lines may be read again after that has failed, on the monotonic clock.
         stopping: whether nothing more of it is to be sent, because its batch has been cancelled or has expired.
     """
 
-    __slots__ = ("batch_id", "bits", "deadline", "epoch", "id", "model", "open", "size", "stopping", "unread")
+    __slots__ = (
+        "batch_id",
+        "bits",
+        "deadline",
+        "epoch",
+        "id",
+        "model",
+        "open",
+        "size",
+        "stopping",
+        "unread",
+        "unreadable_until",
+    )
 
     def __init__(self, row: ShardRow) -> None:
         self.id = row.id
@@ -38,6 +51,7 @@ class LeasedShard:
         self.unread = row.left()[::-1]
         self.open = 0
         self.stopping = False
+        self.unreadable_until = 0.0
 
     def mark(self, place: int) -> None:
         """Note that the request at this place is recorded."""
@@ -56,11 +70,11 @@ class Work:
         body: the bytes of its body, a view into the piece of the file that was read; let go once there is a result.
         size: of that body, in bytes.
         tries: its attempts so far.
-        started: when the last one began, on the event loop's clock.
+        since: when the last of them failed, or the first began, on the event loop's clock.
         aborted: whether it was taken off its upstream because its batch has ended.
     """
 
-    __slots__ = ("aborted", "body", "custom_id", "place", "request", "shard", "size", "started", "tries", "url")
+    __slots__ = ("aborted", "body", "custom_id", "place", "request", "shard", "since", "size", "tries", "url")
 
     def __init__(
         self, shard: LeasedShard, place: int, request: int, *, custom_id: str, url: str, body: bytes | memoryview
@@ -73,7 +87,7 @@ class Work:
         self.body = body
         self.size = len(body)
         self.tries = Tries()
-        self.started = 0.0
+        self.since = 0.0
         self.aborted = False
 
 

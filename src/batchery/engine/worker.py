@@ -11,6 +11,7 @@ import os
 import platform
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import msgspec
 import structlog
@@ -40,14 +41,17 @@ BEAT = 2.0
 POLL = 0.25
 """Seconds between looks at the database when nobody says that there is something new."""
 
-SILENCE = 5.0
-"""Seconds between looks for workers that have gone silent."""
+SILENCE = 2.0
+"""Seconds between looks for workers that have died, and for logs that are left."""
 
 OPEN_BYTES = 32 * 1024 * 1024
 """Bytes of request bodies that may be read and not yet recorded."""
 
 STEP_PATIENCE = 5.0
 """Seconds that a role may take to finish its step when the worker stops."""
+
+UNREADABLE = 5.0
+"""Seconds before the lines of a shard are read again that could not be read; the others go first."""
 
 PAUSE = 0.5
 """Seconds before a role tries again after the database or the store has failed."""
@@ -90,7 +94,8 @@ class Worker:
         self._dispatcher = Dispatcher(upstream, self._recorder, settings.max_in_flight, self._want, self._given_up)
         self._planner = Planner(database, self._reader, self.id, LEASE)
         self._finaliser = Finaliser(database, blobs, self._reader, self.id, LEASE)
-        self._reaper = Reaper(database, self._finaliser, self.id, platform.node())
+        self._host = machine()
+        self._reaper = Reaper(database, self._finaliser, self.id, self._host)
         self._scheduler = Scheduler()
         self._shard_size = float(SHARD_REQUESTS)
         self._open_bytes = 0
@@ -148,10 +153,9 @@ class Worker:
             asyncio.create_task(self._forever(self._finish, self._to_finish, None)),
             asyncio.create_task(self._forever(self._reap, self._to_reap, SILENCE)),
         ]
-        cleaning = asyncio.create_task(self._clean_up())
         stopping = asyncio.create_task(self._stop.wait())
         failing = asyncio.create_task(self._dispatcher.failed())
-        everything = [*roles, recording, cleaning, stopping, failing]
+        everything = [*roles, recording, stopping, failing]
         try:
             # All but `stopping` end only by a defect.
             await asyncio.wait([*roles, recording, stopping, failing], return_when=asyncio.FIRST_COMPLETED)
@@ -194,7 +198,7 @@ class Worker:
                 connection,
                 workers.WorkerRow(
                     id=self.id,
-                    host=platform.node(),
+                    host=self._host,
                     pid=os.getpid(),
                     version=__version__,
                     started_at=now,
@@ -263,6 +267,7 @@ class Worker:
         if await self._reaper.reap():
             self._to_watch.set()
             self._to_finish.set()
+        await self._reaper.drop_old_logs()
         return False
 
     async def _beat(self) -> bool:
@@ -289,12 +294,6 @@ class Worker:
             self._dispatcher.abort(lost)
             self._to_watch.set()
 
-    async def _clean_up(self) -> None:
-        try:
-            await self._reaper.drop_old_logs()
-        except StoreError as error:
-            log.warning("old logs are not dropped yet", reason=str(error))
-
     # Feeding: lease shards, read their lines, offer them to the dispatcher.
 
     def _want(self) -> None:
@@ -312,10 +311,14 @@ class Worker:
         ):
             return False
         await self._lease(target)
-        shard = self._scheduler.next()
+        shard = self._scheduler.next(time.monotonic())
         if shard is None:
             return False
-        works = await self._reader.take(shard)
+        try:
+            works = await self._reader.take(shard)
+        except StoreError:
+            shard.unreadable_until = time.monotonic() + UNREADABLE
+            raise
         shard.open += len(works)
         self._open_bytes += sum(len(work.body) for work in works)
         if shard.stopping:
@@ -404,3 +407,12 @@ class Worker:
 
 def _holds(row: shards.Held | None, shard: LeasedShard) -> bool:
     return row is not None and row.epoch == shard.epoch
+
+
+def machine() -> str:
+    """What process ids are to be read against: this machine's name, and on Linux its namespace of processes, since
+    containers may share a name."""
+    try:
+        return f"{platform.node()} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return platform.node()
