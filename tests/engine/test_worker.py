@@ -528,7 +528,7 @@ async def test_alone_a_worker_takes_over_at_once(rig: Rig) -> None:
 
 
 async def test_two_deaths_and_a_worker_that_stops_in_the_middle(rig: Rig) -> None:
-    async with running_simulator(Behaviour(latency=0.01)) as simulator, upstream_of(simulator) as upstream:
+    async with running_simulator(Behaviour(latency=0.05)) as simulator, upstream_of(simulator) as upstream:
         id = await rig.create(await rig.upload(prompts(600)))
         for done in (100, 250):
             _, tasks = await start(rig, upstream, max_in_flight=16, alone=True)
@@ -544,8 +544,9 @@ async def test_two_deaths_and_a_worker_that_stops_in_the_middle(rig: Rig) -> Non
         stats = simulator.stats()
     output, _ = await files_of(rig, row)
     assert len(output) == 600
-    assert stats.answered_ok_repeated <= 2 * 16 * 3
-    assert stats.answered_ok_repeated - before <= 16 * 3  # a stop repeats nothing, the second death may
+    # 16 in flight, and what 16 slots of 50 ms answer in the 200 ms that a commit may take on a busy machine.
+    assert stats.answered_ok_repeated <= 2 * (16 + 64)
+    assert stats.answered_ok_repeated - before <= 16 + 64  # a stop repeats nothing, the second death may
 
 
 async def test_a_stop_repeats_nothing_and_gives_everything_back(rig: Rig) -> None:

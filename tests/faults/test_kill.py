@@ -21,8 +21,8 @@ from tests.requests import by_custom_id, chat_file
 
 KILLS = int(os.environ.get("KILLS", "8"))
 IN_FLIGHT = 32
-UNRECORDED = 64
-"""Answers that arrive in the 50 ms that may lie between two commits: 32 slots of 30 ms give one a millisecond."""
+UNRECORDED = 128
+"""Answers that may lie between two commits: 32 slots of 30 ms give one a ms, and a commit may take 100 ms."""
 
 TERMINAL = ("completed", "failed", "expired", "cancelled")
 
@@ -86,9 +86,15 @@ def content(server: Process, file: str) -> bytes:
     return openai.OpenAI(base_url=server.url + "/v1", api_key="any").files.content(file).read()
 
 
-def wait_for_requests(upstream: Process, count: int) -> None:
-    """Wait until the upstream has got so many requests."""
-    wait_for(lambda: received(upstream) >= count, 30, f"{count} requests at the upstream")
+def wait_for_requests(crashing: Crashing, upstream: Process, count: int, batch: str) -> bool:
+    """Wait until the upstream has got so many requests; whether the batch still runs."""
+
+    def look() -> str | None:
+        if received(upstream) >= count:
+            return "runs"
+        return "ended" if crashing.client.batches.retrieve(batch).status in TERMINAL else None
+
+    return wait_for(look, 30, f"{count} requests at the upstream") == "runs"
 
 
 def wait_for_results(client: openai.OpenAI, batch: str, count: int) -> None:
@@ -139,27 +145,29 @@ def create(client: openai.OpenAI, data: bytes) -> Any:
 
 def test_killed_while_running(tmp_path: Path, moments: random.Random) -> None:
     """The phase that matters most: requests in flight, results half recorded."""
-    count = 400 * KILLS
+    count = 800 * KILLS
     with simulator(tmp_path, "--latency", "uniform:5ms-60ms", "--concurrency", "64") as upstream:
         crashing = Crashing(tmp_path, upstream.url)
         try:
             batch = create(crashing.client, chat_file(count))
             early = b""
-            for kill in range(KILLS):
+            kills = 0
+            while kills < KILLS:
                 before = received(upstream)
                 goal = before + moments.randrange(1, 250)
-                wait_for_requests(upstream, goal)
+                if not wait_for_requests(crashing, upstream, goal, batch.id):
+                    break
                 time.sleep(moments.random() * 0.05)  # the moment itself must not fall into step with the commits
-                if batch.output_file_id is not None and kill % 2:
+                if batch.output_file_id is not None and kills % 2:
                     latest = content(crashing.process, batch.output_file_id)
                     assert latest.startswith(early)
                     early = latest
-                if kill % 4 == 3:
+                if kills % 4 == 3:
                     crashing.kill_worker()
                 else:
                     crashing.kill_and_restart()
-                if crashing.client.batches.retrieve(batch.id).status in TERMINAL:
-                    break
+                kills += 1
+            assert kills >= KILLS // 2, "the batch ended too soon to be killed often"
             check_end(crashing, upstream, batch.id, count, early)
         finally:
             assert crashing.process.stop() == 0
