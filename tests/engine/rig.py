@@ -22,21 +22,6 @@ from batchery.wire.lines import Limits, validate
 from batchery.wire.results import Kind
 
 
-def chat_line(custom_id: str, prompt: str, **body: Any) -> bytes:
-    """One line of an input file."""
-    return (
-        json.dumps(
-            {
-                "custom_id": custom_id,
-                "method": "POST",
-                "url": "/v1/chat/completions",
-                "body": {"model": "m", "messages": [{"role": "user", "content": prompt}]} | body,
-            }
-        ).encode()
-        + b"\n"
-    )
-
-
 class Rig:
     """The durable side, and what tests do with it.
 

@@ -21,7 +21,8 @@ from batchery.store import batches, shards
 from batchery.store.blobs import Writer
 from batchery.store.errors import StoreFull, StoreUnavailable
 from batchery.wire.results import Failure, failure_line, success_line
-from tests.engine.rig import Rig, chat_line
+from tests.engine.rig import Rig
+from tests.requests import chat_line
 
 
 def finaliser(rig: Rig, worker: str = "w") -> Finaliser:

@@ -15,7 +15,8 @@ from batchery.engine.work import LeasedShard
 from batchery.store.blobs import write_whole
 from batchery.store.errors import StoreUnavailable
 from batchery.store.shards import ShardRow
-from tests.engine.rig import Rig, chat_line
+from tests.engine.rig import Rig
+from tests.requests import chat_line
 
 
 def shard_of(batch: str, requests: list[int]) -> LeasedShard:

@@ -26,7 +26,8 @@ from batchery.upstreams.base import Answer, Fault
 from batchery.upstreams.http import HttpUpstream
 from batchery.upstreams.simulator import Behaviour, RunningSimulator, Uniform, expected_text, running_simulator
 from batchery.wire.objects import Model
-from tests.engine.rig import Rig, chat_line
+from tests.engine.rig import Rig
+from tests.requests import chat_line
 
 
 @pytest.fixture(autouse=True)
