@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import random
 import socket
+import ssl
 import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from batchery.upstreams.base import Answer, Fault
 from batchery.upstreams.http import HttpUpstream, InvalidUpstreamError, base_url, retry_after
@@ -53,19 +63,19 @@ class Server:
             writer.close()
 
 
+def answering(data: bytes) -> Behave:
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(data)
+        await writer.drain()
+        writer.close()
+
+    return answer
+
+
 @asynccontextmanager
 async def serving(behave: Behave | bytes) -> AsyncIterator[Server]:
     """A server that behaves so; bytes: answers with them and closes."""
-    if isinstance(behave, bytes):
-        data = behave
-
-        async def answer(writer: asyncio.StreamWriter) -> None:
-            writer.write(data)
-            await writer.drain()
-            writer.close()
-
-        behave = answer
-    server = Server(behave)
+    server = Server(answering(behave) if isinstance(behave, bytes) else behave)
     listening = await asyncio.start_server(server, "127.0.0.1", 0)
     server.url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
     try:
@@ -135,7 +145,6 @@ async def test_a_redirect_is_not_followed_and_takes_no_key_along() -> None:
     assert other.requests == []
 
 
-@pytest.mark.xfail(strict=True, reason="pyreqwest 0.15.1 goes on with a request whose task was cancelled")
 async def test_a_cancelled_request_ends_its_connection() -> None:
     body = b'{"model":"m","messages":[{"role":"user","content":"x"}]}'
     async with running_simulator(Behaviour(stall_rate=1)) as simulator:
@@ -151,6 +160,70 @@ async def test_a_cancelled_request_ends_its_connection() -> None:
                 await asyncio.sleep(0.002)
         assert simulator.stats().aborted == 1
         await upstream.close()
+
+
+async def test_a_request_that_is_cancelled_within_its_answer_ends_its_connection() -> None:
+    async def begin(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
+        await writer.drain()
+
+    async with serving(begin) as server:
+        upstream = HttpUpstream(server.url)
+        task = asyncio.create_task(upstream.send(CHAT, b"{}"))
+        async with asyncio.timeout(5):
+            while not server.requests:  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            while not server.gone:  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
+        await upstream.close()
+
+
+async def test_cancellations_spoil_no_other_request() -> None:
+    """Whenever a cancellation comes, it ends its own request, and each of the others gets its own answer."""
+    draw = random.Random(1)
+
+    async def echo(writer: asyncio.StreamWriter) -> None:
+        head = server.requests[-1][0].lower()
+        number = head.split("post /", 1)[1].split(" ", 1)[0].encode()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(number))
+        await asyncio.sleep(0)
+        writer.write(number)
+
+    async def one(number: int) -> None:
+        task = asyncio.create_task(upstream.send(f"/{number}", b"{}"))
+        if number % 2:
+            asyncio.get_running_loop().call_later(draw.random() * 0.003, task.cancel)
+        try:
+            assert await task == Answer(200, str(number).encode())
+        except asyncio.CancelledError:
+            assert number % 2
+
+    async with serving(echo) as server:
+        upstream = HttpUpstream(server.url)
+        async with asyncio.timeout(20):
+            for start in range(0, 1000, 50):
+                await asyncio.gather(*map(one, range(start, start + 50)))
+        await upstream.close()
+
+
+async def test_a_closed_upstream_cancels_nobody() -> None:
+    async def stall(writer: asyncio.StreamWriter) -> None:
+        await writer.drain()
+
+    async with serving(stall) as server:
+        upstream = HttpUpstream(server.url)
+        task = asyncio.create_task(upstream.send(CHAT, b"{}"))
+        async with asyncio.timeout(5):
+            while not server.requests:  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
+            await upstream.close()
+            closed = Fault("broken", "The client of the upstream was closed.")
+            assert await task == closed
+            assert await upstream.send(CHAT, b"{}") == closed
+            assert await upstream.models() == []
 
 
 # What comes back.
@@ -175,6 +248,10 @@ async def test_a_cancelled_request_ends_its_connection() -> None:
         (
             b"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=nonsense\r\nContent-Length: 2\r\n\r\n\xff\xfe",
             Answer(200, b"\xff\xfe"),
+        ),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n" + gzip.compress(b"{}" * 1000),
+            Answer(200, b"{}" * 1000),
         ),
     ],
 )
@@ -250,6 +327,64 @@ async def test_a_server_that_is_not_there_is_unreachable(url: str) -> None:
     outcome = await ask(url)
     assert isinstance(outcome, Fault)
     assert outcome.kind == "unreachable"
+
+
+@pytest.mark.parametrize("broken_off", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+async def test_a_handshake_that_breaks_off_is_unreachable(broken_off: bytes) -> None:
+    async def break_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(broken_off)
+        await reset(writer)
+
+    async with await asyncio.start_server(break_off, "127.0.0.1", 0) as listening:
+        outcome = await ask(f"https://127.0.0.1:{listening.sockets[0].getsockname()[1]}")
+    assert isinstance(outcome, Fault)
+    assert outcome.kind == "unreachable", outcome
+
+
+async def test_the_system_s_certificate_authorities_are_trusted_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a company's own")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(hours=1), now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    (tmp_path / "key.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    (tmp_path / "ca.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(tmp_path / "ca.pem", tmp_path / "key.pem")
+    server = Server(answering(OK))
+    async with await asyncio.start_server(server, "localhost", 0, ssl=context, family=socket.AF_INET) as listening:
+        url = f"https://localhost:{listening.sockets[0].getsockname()[1]}"
+        stranger = await ask(url)
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+        assert await ask(url) == Answer(200, b"{}")
+    assert isinstance(stranger, Fault)
+    assert stranger.kind == "unreachable", stranger
+
+
+@pytest.mark.parametrize("url", ["http://models.invalid", "https://models.invalid"])
+async def test_a_proxy_that_is_not_there_is_unreachable(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, f"http://user:secret@127.0.0.1:{refusing_port()}")
+    outcome = await ask(url)
+    assert isinstance(outcome, Fault)
+    assert outcome.kind == "unreachable", outcome
+    assert "refused" in outcome.message
+    assert "secret" not in outcome.message
+
+
+async def test_a_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(OK) as server:
+        monkeypatch.setenv("http_proxy", server.url)
+        assert await ask("http://models.invalid") == Answer(200, b"{}")
+        monkeypatch.setenv("no_proxy", "models.invalid")
+        assert isinstance(await ask("http://models.invalid"), Fault)
+    assert server.requests[0][0].startswith("POST http://models.invalid/v1/chat/completions ")
+    assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize(
@@ -378,6 +513,10 @@ def test_base_url(given: str, used: str) -> None:
         "http://h:port/v1",
         "http://[::1/v1",
         "http://exa mple/v1",
+        "http://exa%mple/v1",
+        "http://h:+80/v1",
+        "http://[::1]h/v1",
+        "http://[::g]/v1",
     ],
 )
 def test_addresses_that_are_none(text: str) -> None:

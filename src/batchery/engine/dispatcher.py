@@ -187,7 +187,7 @@ class Dispatcher:
             finally:
                 del self._in_flight[task]
             if work.aborted:
-                # Its answer came at that very moment: pyreqwest gives it, and the cancellation has no effect.
+                # Its answer came at that very moment, and the cancellation had no effect.
                 task.uncancel()
             self._settle(work, outcome)
 
