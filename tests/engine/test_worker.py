@@ -430,7 +430,7 @@ async def test_a_window_that_ends(rig: Rig) -> None:
         upstream_of(simulator) as upstream,
         rig.working(upstream, max_in_flight=4, cancel_grace=5),
     ):
-        id = await rig.create(await rig.upload(prompts(100)), window=1)
+        id = await rig.create(await rig.upload(prompts(100)), window=2)  # times are whole seconds: at least one is left
         row = await rig.ended(id)
         stats = simulator.stats()
     output, error = await files_of(rig, row)
