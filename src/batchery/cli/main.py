@@ -45,7 +45,9 @@ def build(names: Iterable[str] = COMMANDS) -> typer.Typer:
     app.callback()(_root)
     for name in names:
         module = importlib.import_module(f"batchery.cli.{name}")
-        app.command(name, epilog=getattr(module, "EPILOG", None))(getattr(module, name))
+        app.command(
+            name, epilog=getattr(module, "EPILOG", None), context_settings=getattr(module, "CONTEXT_SETTINGS", None)
+        )(getattr(module, name))
     return app
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn
 
 import typer
 from pydantic import ValidationError
@@ -19,29 +20,40 @@ def fail(message: str, code: int = 1) -> NoReturn:
     raise typer.Exit(code)
 
 
-def read_settings(**flags: Any) -> Settings:
+def read_settings(config: Path | None, **flags: Any) -> Settings:
     """The settings from flags, environment, file and defaults; a flag that is None was not given.
+
+    Args:
+        config: the file; None for `batchery.toml` in the current folder, which need not be there.
+        flags: settings by name.
 
     Raises:
         typer.Exit: something is wrong with them, which has been said.
     """
     given = {name: value for name, value in flags.items() if value is not None}
+    file = CONFIG_FILE if config is None else config
+    if config is not None and not config.is_file():
+        fail(f"--config {config}: there is no such file")
+
+    class FromFile(Settings):
+        config_file: ClassVar[Path] = file
+
     try:
-        return Settings(**given)
+        return FromFile(**given)
     except ValidationError as error:
         problems = []
         for item in error.errors():
             name = str(item["loc"][0]) if item["loc"] else "settings"
             flag = "--" + name.replace("_", "-")
             if item["type"] == "missing":
-                problems.append(f"{flag} is needed (or BATCHERY_{name.upper()}, or {name} in {CONFIG_FILE})")
+                problems.append(f"{flag} is needed (or BATCHERY_{name.upper()}, or {name} in {file})")
             elif item["type"] == "extra_forbidden":
-                problems.append(f"{name!r} in {CONFIG_FILE} is not a setting")
+                problems.append(f"{name!r} in {file} is not a setting")
             else:
                 problems.append(f"{flag}: {item['msg'].removeprefix('Value error, ')}")
         fail("; ".join(problems))
     except (SettingsError, ValueError) as error:
-        fail(f"{CONFIG_FILE} or the environment cannot be read: {error}")
+        fail(f"{file} or the environment cannot be read: {error}")
 
 
 def open_upstream(settings: Settings) -> HttpUpstream:

@@ -31,7 +31,7 @@ Examples:
   batchery serve --upstream http://gpu:8000 --data-dir /var/lib/batchery --completion-windows 24h,1h,30m
 
 Every option is also an environment variable (BATCHERY_UPSTREAM, BATCHERY_DATA_DIR, ...) and a key of batchery.toml in
-the current folder; an option beats the variable, which beats the file.
+the current folder (or of the file that --config names); an option beats the variable, which beats the file.
 """
 
 
@@ -84,6 +84,9 @@ def serve(
         str | None, typer.Option(help="Another blob store than the data folder's: s3://bucket/prefix.")
     ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.", show_default="info")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="The file with settings.", show_default="batchery.toml, if it is there")
+    ] = None,
     exit_with_stdin: Annotated[bool, typer.Option("--exit-with-stdin", hidden=True)] = False,
 ) -> None:
     """Serve the Files and Batch API, and run the batches on an inference server."""
@@ -94,6 +97,7 @@ def serve(
     from batchery.server.supervisor import FolderInUseError, FolderLock  # noqa: PLC0415
 
     settings = read_settings(
+        config,
         host=host,
         port=port,
         data_dir=data_dir,
@@ -169,7 +173,8 @@ async def _serve(settings: Settings, lock: object, exit_with_stdin: bool) -> int
         typer.echo(f"batchery: the database cannot be used: {error}", err=True)
         return 1
     assert lock is None or isinstance(lock, FolderLock)
-    supervisor = Supervisor(_environment(settings), lock)
+    config = settings.config_file.resolve()
+    supervisor = Supervisor(_environment(settings), lock, config if config.is_file() else None)
     await supervisor.start()  # before the web framework is imported, so that work goes on at once after a crash
 
     from batchery.server.app import create_app  # noqa: PLC0415

@@ -27,6 +27,10 @@ FILES = 65_536
 _WHAT, _WRONG = "What it does", "What goes wrong"
 
 
+CONTEXT_SETTINGS = {"auto_envvar_prefix": "BATCHERY_SIMULATE"}
+"""Every option is also an environment variable, such as `BATCHERY_SIMULATE_LATENCY`."""
+
+
 def simulate(
     *,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",

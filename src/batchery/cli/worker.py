@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -30,6 +31,9 @@ def worker(
         str | None, typer.Option(help="The environment variable that holds the inference server's key.")
     ] = None,
     max_in_flight: Annotated[int | None, typer.Option(help="Requests at the upstream at once.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="The file with settings.", show_default="batchery.toml, if it is there")
+    ] = None,
     exit_with_stdin: Annotated[bool, typer.Option("--exit-with-stdin", hidden=True)] = False,
     alone: Annotated[bool, typer.Option("--alone", hidden=True)] = False,
 ) -> None:
@@ -47,6 +51,7 @@ def worker(
     from batchery.store.database import Database  # noqa: PLC0415
 
     settings = read_settings(
+        config,
         database=database,
         store=store,
         data_dir=data_dir,

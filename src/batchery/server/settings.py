@@ -1,14 +1,14 @@
 """The settings of a server and its workers: flag beats environment beats file beats default.
 
 Every setting is a flag of `batchery serve`, an environment variable (`BATCHERY_` and its name in capitals) and a key of
-`batchery.toml` in the current folder.
+`batchery.toml` in the current folder, or of the file that `--config` names.
 """
 
 from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
@@ -26,6 +26,8 @@ def _windows(value: Any) -> Any:
 
 class Settings(BaseSettings):
     """What `batchery serve` and `batchery worker` can be told."""
+
+    config_file: ClassVar[Path] = CONFIG_FILE
 
     model_config = SettingsConfigDict(env_prefix="BATCHERY_", extra="forbid", hide_input_in_errors=True)
 
@@ -61,7 +63,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, CONFIG_FILE)
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, cls.config_file)
 
     @property
     def windows(self) -> tuple[str, ...]:

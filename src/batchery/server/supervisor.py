@@ -75,11 +75,13 @@ class Supervisor:
     Args:
         environment: the worker's environment, with its settings.
         lock: the data folder's lock, which the worker inherits; None where the database is shared.
+        config: the file that the settings came from; None for none.
     """
 
-    def __init__(self, environment: Mapping[str, str], lock: FolderLock | None) -> None:
+    def __init__(self, environment: Mapping[str, str], lock: FolderLock | None, config: Path | None = None) -> None:
         self._environment = dict(environment)
         self._lock = lock
+        self._config = config
         self._process: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
@@ -121,6 +123,8 @@ class Supervisor:
         command = [sys.executable, "-m", "batchery", "worker", "--exit-with-stdin"]
         if self._lock is not None:
             command.append("--alone")
+        if self._config is not None:
+            command.append(f"--config={self._config}")
         self._process = await asyncio.create_subprocess_exec(
             *command,
             stdin=asyncio.subprocess.PIPE,
