@@ -58,10 +58,17 @@ class Crashing:
         """The official client, which must not paper over anything by retrying."""
         return openai.OpenAI(base_url=self.process.url + "/v1", api_key="any", max_retries=0)
 
-    def kill_and_restart(self) -> None:
-        """SIGKILL the main process, and start anew at once, as an init system would."""
+    def kill_and_restart(self, *, all_at_once: bool = False) -> None:
+        """SIGKILL, and start anew at once, as an init system would.
+
+        Args:
+            all_at_once: kill the worker too, as a power cut does; else the main process only, and the worker outlives
+                it for as long as it takes to record what was answered.
+        """
+        if all_at_once:
+            self.kill_worker()
         children = self.process.kill()
-        self.may_repeat += IN_FLIGHT  # the worker outlives it for as long as it takes to record what was answered
+        self.may_repeat += 0 if all_at_once else IN_FLIGHT
         killed = time.monotonic()
         self.process = self._serve()
         self.slowest_return = max(self.slowest_return, time.monotonic() - killed)
@@ -165,7 +172,7 @@ def test_killed_while_running(tmp_path: Path, moments: random.Random) -> None:
                 if kills % 4 == 3:
                     crashing.kill_worker()
                 else:
-                    crashing.kill_and_restart()
+                    crashing.kill_and_restart(all_at_once=kills % 4 == 1)
                 kills += 1
             assert kills >= KILLS // 2, "the batch ended too soon to be killed often"
             check_end(crashing, upstream, batch.id, count, early)
@@ -188,7 +195,7 @@ def test_killed_while_planning_and_finalising(tmp_path: Path, moments: random.Ra
                 else:
                     wait_for_results(crashing.client, batch.id, count * 9 // 10)
                     time.sleep(moments.random() * 0.04)
-                crashing.kill_and_restart()
+                crashing.kill_and_restart(all_at_once=moments.random() < 0.5)
                 ended = wait_for_end(crashing.client, batch.id)
                 assert ended.status == "completed"
                 results = by_custom_id(content(crashing.process, ended.output_file_id).splitlines())
@@ -217,7 +224,7 @@ def test_killed_while_uploading(tmp_path: Path, moments: random.Random) -> None:
                 thread = threading.Thread(target=upload, args=(crashing.client,))
                 thread.start()
                 time.sleep(moments.random() * 0.3)
-                crashing.kill_and_restart()
+                crashing.kill_and_restart(all_at_once=moments.random() < 0.5)
                 thread.join(10)
                 assert not thread.is_alive()
                 listed = {file.id for file in crashing.client.files.list(purpose="batch")}
