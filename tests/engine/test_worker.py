@@ -590,7 +590,7 @@ async def test_a_worker_that_stood_still_goes_on(rig: Rig, monkeypatch: pytest.M
         for done in (5, 30):
             await rig.until(id, lambda row, done=done: row.completed > done)  # type: ignore[misc]
             time.sleep(0.6)  # noqa: ASYNC251 — the whole process stands still
-            worker._want()
+            worker._to_feed.set()
         row = await rig.ended(id)
         stats = simulator.stats()
     await files_of(rig, row)

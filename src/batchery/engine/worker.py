@@ -87,11 +87,19 @@ class Worker:
         self, database: Database, blobs: ObjectBlobStore, upstream: Upstream, settings: WorkerSettings
     ) -> None:
         self.id = new_id()
+        self._stop = asyncio.Event()
+        self._to_beat = asyncio.Event()
+        self._to_look = asyncio.Event()
+        self._to_plan = asyncio.Event()
+        self._to_feed = asyncio.Event()
+        self._to_watch = asyncio.Event()
+        self._to_finish = asyncio.Event()
+        self._to_reap = asyncio.Event()
         self._database = database
         self._settings = settings
         self._reader = Reader(database, blobs)
         self._recorder = Recorder(database, self.id, self._recorded, self._batch_done)
-        self._dispatcher = Dispatcher(upstream, self._recorder, settings.max_in_flight, self._want, self._given_up)
+        self._dispatcher = Dispatcher(upstream, self._recorder, settings.max_in_flight, self._to_feed.set, self._settle)
         self._planner = Planner(database, self._reader, self.id, LEASE)
         self._finaliser = Finaliser(database, blobs, self._reader, self.id, LEASE)
         self._host = machine()
@@ -107,14 +115,6 @@ class Worker:
         self._abandoned = False
         self._winding_down = False
         self._heart_stops = False  # it beats until the last request has ended, so that no lease lapses before
-        self._stop = asyncio.Event()
-        self._to_beat = asyncio.Event()
-        self._to_look = asyncio.Event()
-        self._to_plan = asyncio.Event()
-        self._to_feed = asyncio.Event()
-        self._to_watch = asyncio.Event()
-        self._to_finish = asyncio.Event()
-        self._to_reap = asyncio.Event()
 
     def wake(self) -> None:
         """There may be something new: a batch, or a cancellation."""
@@ -296,9 +296,6 @@ class Worker:
 
     # Feeding: lease shards, read their lines, offer them to the dispatcher.
 
-    def _want(self) -> None:
-        self._to_feed.set()
-
     async def _feed(self) -> bool:
         """Offer the dispatcher more requests, if it runs low and there are any."""
         dispatcher = self._dispatcher
@@ -323,7 +320,7 @@ class Worker:
         self._open_bytes += sum(len(work.body) for work in works)
         if shard.stopping:
             for work in works:
-                self._given_up(work)
+                self._settle(work)
         else:
             dispatcher.offer(works)
         return True
@@ -353,9 +350,6 @@ class Worker:
     def _recorded(self, works: list[Work]) -> None:
         for work in works:
             self._settle(work)
-
-    def _given_up(self, work: Work) -> None:
-        self._settle(work)
 
     def _settle(self, work: Work) -> None:
         shard = work.shard
