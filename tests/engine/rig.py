@@ -18,8 +18,9 @@ from batchery.store.database import Database
 from batchery.store.files import FileRow
 from batchery.store.ids import new_id
 from batchery.upstreams.base import Upstream
-from batchery.wire.lines import Limits, validate
+from batchery.wire.lines import Limits
 from batchery.wire.results import Kind
+from batchery.wire.validation import validate
 
 
 class Rig:

@@ -21,7 +21,7 @@ from batchery.store.batches import BatchRow
 from batchery.store.database import Database
 from batchery.store.errors import StoreFull, StoreUnavailable
 from batchery.wire.results import Kind, Usage
-from tests.store.examples import NOW, add_batch
+from tests.store.examples import NOW, add_batch, recorded_requests
 
 FAR = 1e12  # leases in these tests lapse only where they are told to
 
@@ -125,7 +125,7 @@ async def log_of(database: Database, batch: str) -> tuple[BatchRow, dict[Kind, l
                     found[kind] += [json.loads(line)["request"] for line in lines]
                     position += len(lines)
                     sizes[kind] += len(piece.body)
-        recorded = list(await results.recorded_requests(connection, batch))
+        recorded = list(await recorded_requests(connection, batch))
         left = [request for shard in await shards.of_batch(connection, batch) for _, request in shard.left()]
         starts = await connection.execute(
             sa.text("SELECT kind, start_byte, length(body) FROM results WHERE batch_id = :id ORDER BY kind, position"),

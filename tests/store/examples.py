@@ -5,11 +5,13 @@ from __future__ import annotations
 from array import array
 from typing import Any
 
+import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batchery.store import batches, files
 from batchery.store.ids import new_id
 from batchery.store.results import Segment
+from batchery.store.schema import results
 from batchery.wire.results import Kind
 
 NOW = 1_700_000_000
@@ -68,3 +70,12 @@ def segment(batch: str, kind: Kind, position: int, lines: list[bytes], *, start_
         attempts=array("I", [1] * len(lines)),
         body=b"".join(lines),
     )
+
+
+async def recorded_requests(connection: AsyncConnection, batch: str) -> array[int]:
+    """Every request of a batch that has a result, in no order."""
+    found = await connection.execute(sa.select(results.c.requests).where(results.c.batch_id == batch))
+    requests = array("I")
+    for packed in found.scalars():
+        requests.frombytes(packed)
+    return requests

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from batchery.store import line_index
 from batchery.store.line_index import InvalidIndexError
-from batchery.wire.lines import FileIndex, Limits, validate
+from batchery.wire.lines import Limits
+from batchery.wire.validation import FileIndex, validate
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 

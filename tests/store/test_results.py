@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from batchery.store import results
 from batchery.store.database import Database, sqlite_url
 from batchery.wire.results import Kind
-from tests.store.examples import add_batch, segment
+from tests.store.examples import add_batch, recorded_requests, segment
 
 
 async def write(database: Database, batch: str, kind: Kind, sizes: list[int]) -> list[bytes]:
@@ -107,11 +107,11 @@ async def test_bodies_come_back_byte_for_byte(database: Database) -> None:
 async def test_the_requests_that_are_recorded(database: Database) -> None:
     async with database.write() as connection:
         batch = await add_batch(connection)
-        assert list(await results.recorded_requests(connection, batch)) == []
+        assert list(await recorded_requests(connection, batch)) == []
     await write(database, batch, "output", [2, 1])
     await write(database, batch, "error", [2])
     async with database.read() as connection:
-        assert sorted(await results.recorded_requests(connection, batch)) == [0, 0, 1, 1, 2]
+        assert sorted(await recorded_requests(connection, batch)) == [0, 0, 1, 1, 2]
 
 
 async def test_a_log_is_dropped_a_few_segments_at_a_time(database: Database) -> None:
@@ -123,5 +123,5 @@ async def test_a_log_is_dropped_a_few_segments_at_a_time(database: Database) -> 
     async with database.write() as connection:
         dropped = [await results.drop_some(connection, batch, 4) for _ in range(4)]
         assert dropped == [4, 4, 2, 0]
-        assert list(await results.recorded_requests(connection, batch)) == []
-        assert len(await results.recorded_requests(connection, other)) == 2
+        assert list(await recorded_requests(connection, batch)) == []
+        assert len(await recorded_requests(connection, other)) == 2

@@ -24,14 +24,12 @@ from batchery.wire.lines import (
     MAX_REQUESTS,
     URLS,
     Limits,
-    LineValidator,
     Problem,
-    Report,
     Request,
     parse_line,
     read_request,
-    validate,
 )
+from batchery.wire.validation import LineValidator, Report, validate
 
 from .json_texts import anything, objects, prove, prove_more, spellings, texts
 

@@ -12,7 +12,8 @@ from typing import BinaryIO
 import msgspec
 
 from batchery.client.errors import InputError, InputProblem, ResumeError, SettingsError
-from batchery.wire.lines import MAX_PROBLEMS, FileIndex, Limits, Problem, read_request, validate
+from batchery.wire.lines import MAX_PROBLEMS, Limits, Problem, read_request
+from batchery.wire.validation import FileIndex, validate
 
 CHUNK = 256 * 1024
 

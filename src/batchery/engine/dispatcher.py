@@ -62,7 +62,6 @@ class Dispatcher:
         self._wanted = wanted
         self._dropped = dropped
         self._ready: deque[Work] = deque()
-        self._ready_bytes = 0
         self._idle: list[asyncio.Future[None]] = []
         self._waiting: list[tuple[float, int, Work]] = []
         self._order = itertools.count()
@@ -92,11 +91,6 @@ class Dispatcher:
         return len(self._ready)
 
     @property
-    def ready_bytes(self) -> int:
-        """The size of their bodies, in bytes."""
-        return self._ready_bytes
-
-    @property
     def waiting(self) -> int:
         """Requests waiting for another try."""
         return len(self._waiting)
@@ -109,14 +103,12 @@ class Dispatcher:
     def offer(self, works: list[Work]) -> None:
         """More requests to send, in this order."""
         self._ready.extend(works)
-        self._ready_bytes += sum(len(work.body) for work in works)
         self._wake(len(works))
 
     def stop_shards(self, stopping: set[LeasedShard]) -> None:
         """Send nothing more of these shards; what is in flight goes on until `abort`."""
         for work in [work for work in self._ready if work.shard in stopping]:
             self._ready.remove(work)
-            self._ready_bytes -= len(work.body)
             self._dropped(work)
         kept = []
         for entry in self._waiting:
@@ -169,7 +161,6 @@ class Dispatcher:
                 await future
                 continue
             work = ready.popleft()
-            self._ready_bytes -= len(work.body)
             if len(ready) < self.limit:
                 self._wanted()
             work.tries.attempts += 1
@@ -228,7 +219,6 @@ class Dispatcher:
         while self._waiting and self._waiting[0][0] <= now:
             due.append(heapq.heappop(self._waiting)[2])
         self._ready.extendleft(reversed(due))
-        self._ready_bytes += sum(len(work.body) for work in due)
         self._wake(len(due))
         self._set_timer()
 

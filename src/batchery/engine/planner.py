@@ -17,7 +17,7 @@ from batchery.engine.reader import Reader
 from batchery.store import batches, shards
 from batchery.store.batches import BatchRow
 from batchery.store.database import Database
-from batchery.wire.lines import FileIndex
+from batchery.wire.validation import FileIndex
 
 log = structlog.get_logger()
 

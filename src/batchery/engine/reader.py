@@ -16,7 +16,8 @@ from batchery.store import batches, files, line_index
 from batchery.store.blobs import BlobStore
 from batchery.store.database import Database
 from batchery.store.errors import StoreUnavailable
-from batchery.wire.lines import FileIndex, read_request
+from batchery.wire.lines import read_request
+from batchery.wire.validation import FileIndex
 
 PIECE_BYTES = 1024 * 1024
 PIECE_REQUESTS = 128

@@ -16,7 +16,8 @@ from batchery.store import line_index
 from batchery.store.blobs import ObjectBlobStore, Writer, new_key, write_whole
 from batchery.store.errors import StoreError
 from batchery.wire.errors import TooLarge
-from batchery.wire.lines import Limits, LineValidator, Report
+from batchery.wire.lines import Limits
+from batchery.wire.validation import LineValidator, Report
 
 PIECE = 1024 * 1024
 

@@ -13,7 +13,7 @@ from array import array
 
 import msgspec
 
-from batchery.wire.lines import FileIndex
+from batchery.wire.validation import FileIndex
 
 _MAGIC = b"BATCHIX1"
 

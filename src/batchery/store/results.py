@@ -102,15 +102,6 @@ async def read(connection: AsyncConnection, batch: str, kind: Kind, first: int, 
     return [Lines(position, array("I", ends), body) for position, ends, body in found]
 
 
-async def recorded_requests(connection: AsyncConnection, batch: str) -> array[int]:
-    """Every request of a batch that has a result, in no order."""
-    found = await connection.execute(sa.select(results.c.requests).where(results.c.batch_id == batch))
-    requests = array("I")
-    for packed in found.scalars():
-        requests.frombytes(packed)
-    return requests
-
-
 async def drop_some(connection: AsyncConnection, batch: str, segments: int) -> int:
     """Drop up to `segments` rows of an ended batch's log, so that no transaction is long.
 
