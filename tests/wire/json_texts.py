@@ -9,10 +9,12 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-prove = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+EXAMPLES = settings.default.max_examples if settings.default is not None else 100
+
+prove = settings(max_examples=2 * EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """The settings of this folder's properties."""
 
-prove_more = settings(prove, max_examples=600)
+prove_more = settings(prove, max_examples=6 * EXAMPLES)
 """For those where a rare combination of bytes is the danger."""
 
 # Each is a line break to some reader, or means something to a JSON scanner.
