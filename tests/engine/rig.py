@@ -13,7 +13,7 @@ from typing import Any
 from batchery.engine.worker import Worker, WorkerSettings
 from batchery.store import batches, files, line_index, results
 from batchery.store.batches import BatchRow
-from batchery.store.blobs import ObjectBlobStore, new_key, open_folder, write_whole
+from batchery.store.blobs import BlobStore, new_key, open_folder, write_whole
 from batchery.store.database import Database
 from batchery.store.files import FileRow
 from batchery.store.ids import new_id
@@ -33,7 +33,7 @@ class Rig:
 
     def __init__(self, url: str, folder: Path) -> None:
         self.database = Database(url)
-        self.blobs: ObjectBlobStore = open_folder(folder)
+        self.blobs: BlobStore = open_folder(folder)
 
     async def upload(self, lines: Iterable[bytes]) -> str:
         """Store an input file, as the server does; its bare id."""
@@ -75,7 +75,6 @@ class Rig:
                 owner="local",
                 endpoint="/v1/chat/completions",
                 input_file=file,
-                index_key=row.index_key,
                 window=f"{window}s",
                 status="validating",
                 output_file=output,

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
-import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batchery.engine import recorder as recorder_module
@@ -127,14 +126,6 @@ async def log_of(database: Database, batch: str) -> tuple[BatchRow, dict[Kind, l
                     sizes[kind] += len(piece.body)
         recorded = list(await recorded_requests(connection, batch))
         left = [request for shard in await shards.of_batch(connection, batch) for _, request in shard.left()]
-        starts = await connection.execute(
-            sa.text("SELECT kind, start_byte, length(body) FROM results WHERE batch_id = :id ORDER BY kind, position"),
-            {"id": batch},
-        )
-    ends = {0: 0, 1: 0}
-    for kind_number, start, length in starts:
-        assert start == ends[kind_number]
-        ends[kind_number] += length
     everything = found["output"] + found["error"]
     assert len(everything) == len(set(everything)), "a result is recorded twice"
     assert sorted(recorded) == sorted(everything)

@@ -35,6 +35,11 @@ def moments() -> random.Random:
     return random.Random(seed)
 
 
+def drift(moments: random.Random, most: float) -> None:
+    """Let a random time pass, at most so many seconds: not to wait for something, but to strike at any moment."""
+    time.sleep(moments.random() * most)
+
+
 class Crashing:
     """A server on one data folder that is killed and started again.
 
@@ -164,7 +169,7 @@ def test_killed_while_running(tmp_path: Path, moments: random.Random) -> None:
                 goal = before + moments.randrange(1, 250)
                 if not wait_for_requests(crashing, upstream, goal, batch.id):
                     break
-                time.sleep(moments.random() * 0.05)  # the moment itself must not fall into step with the commits
+                drift(moments, 0.05)  # the moment itself must not fall into step with the commits
                 if batch.output_file_id is not None and kills % 2:
                     latest = content(crashing.process, batch.output_file_id)
                     assert latest.startswith(early)
@@ -191,10 +196,10 @@ def test_killed_while_planning_and_finalising(tmp_path: Path, moments: random.Ra
                 upstream_before = upstream.get("/simulator/stats")
                 batch = create(crashing.client, chat_file(count, mark=f"round {kill}"))
                 if kill % 2:
-                    time.sleep(moments.random() * 0.03)
+                    drift(moments, 0.03)
                 else:
                     wait_for_results(crashing.client, batch.id, count * 9 // 10)
-                    time.sleep(moments.random() * 0.04)
+                    drift(moments, 0.04)
                 crashing.kill_and_restart(all_at_once=moments.random() < 0.5)
                 ended = wait_for_end(crashing.client, batch.id)
                 assert ended.status == "completed"
@@ -223,7 +228,7 @@ def test_killed_while_uploading(tmp_path: Path, moments: random.Random) -> None:
             for _ in range(KILLS):
                 thread = threading.Thread(target=upload, args=(crashing.client,))
                 thread.start()
-                time.sleep(moments.random() * 0.3)
+                drift(moments, 0.3)
                 crashing.kill_and_restart(all_at_once=moments.random() < 0.5)
                 thread.join(10)
                 assert not thread.is_alive()

@@ -257,7 +257,6 @@ class Growing:
             batch_id=self.batch,
             kind="output",
             position=len(self.lines),
-            start_byte=len(b"".join(self.lines)),
             requests=array("I", range(len(lines))),
             ends=ends,
             attempts=array("I", [1] * len(lines)),

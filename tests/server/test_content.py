@@ -181,7 +181,7 @@ async def test_a_download_that_breaks_is_seen_to_be_broken(rig: Rig, monkeypatch
     real = type(rig.context.blobs).read
     reads = 0
 
-    async def failing(self: blob_store.ObjectBlobStore, key: str, start: int, length: int) -> bytes:
+    async def failing(self: blob_store.BlobStore, key: str, start: int, length: int) -> bytes:
         nonlocal reads
         reads += 1
         if reads > 5:
@@ -202,7 +202,7 @@ async def test_a_slow_reader_is_waited_for_and_a_lost_one_is_forgotten(
     real = type(rig.context.blobs).read
     reads = 0
 
-    async def counted(self: blob_store.ObjectBlobStore, key: str, start: int, length: int) -> bytes:
+    async def counted(self: blob_store.BlobStore, key: str, start: int, length: int) -> bytes:
         nonlocal reads
         reads += 1
         return await real(self, key, start, length)

@@ -55,7 +55,7 @@ async def add_file(connection: AsyncConnection, **values: Any) -> str:
     return str(row["id"])
 
 
-def segment(batch: str, kind: Kind, position: int, lines: list[bytes], *, start_byte: int = 0) -> Segment:
+def segment(batch: str, kind: Kind, position: int, lines: list[bytes]) -> Segment:
     """A segment with these lines; line i of the file answers request i."""
     ends = array("I")
     for line in lines:
@@ -64,7 +64,6 @@ def segment(batch: str, kind: Kind, position: int, lines: list[bytes], *, start_
         batch_id=batch,
         kind=kind,
         position=position,
-        start_byte=start_byte,
         requests=array("I", range(position, position + len(lines))),
         ends=ends,
         attempts=array("I", [1] * len(lines)),

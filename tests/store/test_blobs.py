@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from batchery.store import blobs as blobs_module
-from batchery.store.blobs import ObjectBlobStore, new_key, open_folder, open_url, write_whole
+from batchery.store.blobs import BlobStore, new_key, open_folder, open_url, write_whole
 from batchery.store.errors import StoreError, StoreFull, StoreUnavailable
 from batchery.store.ids import new_id
 
@@ -38,7 +38,7 @@ def s3() -> Iterator[str]:
 
 
 @pytest.fixture(params=["folder", "s3"])
-def blobs(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ObjectBlobStore:
+def blobs(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BlobStore:
     if request.param == "folder":
         return open_folder(tmp_path / "blobs")
     environment = {
@@ -54,17 +54,17 @@ def blobs(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> ObjectBlobStore:
+def folder(tmp_path: Path) -> BlobStore:
     return open_folder(tmp_path / "blobs")
 
 
-def left_in(blobs: ObjectBlobStore) -> list[str]:
+def left_in(blobs: BlobStore) -> list[str]:
     """Every file in a store's folder, unfinished ones too."""
     assert blobs.folder is not None
     return sorted(path.relative_to(blobs.folder).as_posix() for path in blobs.folder.rglob("*") if path.is_file())
 
 
-async def whole(blobs: ObjectBlobStore, key: str, start: int = 0, end: int | None = None) -> bytes:
+async def whole(blobs: BlobStore, key: str, start: int = 0, end: int | None = None) -> bytes:
     return b"".join([piece async for piece in blobs.stream(key, start, end)])
 
 
@@ -81,7 +81,7 @@ def no_room(limit: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("size", [0, 1, MIB - 1, MIB, 5 * MIB, 12 * MIB + 7])
-async def test_what_is_written_can_be_read(blobs: ObjectBlobStore, size: int) -> None:
+async def test_what_is_written_can_be_read(blobs: BlobStore, size: int) -> None:
     data = os.urandom(size)
     key = new_key("files", new_id())
     async with blobs.write(key) as writer:
@@ -100,7 +100,7 @@ async def test_what_is_written_can_be_read(blobs: ObjectBlobStore, size: int) ->
             assert await whole(blobs, key, start, end) == data[start:end]
 
 
-async def test_an_empty_blob_exists(blobs: ObjectBlobStore) -> None:
+async def test_an_empty_blob_exists(blobs: BlobStore) -> None:
     writer = await write_whole(blobs, "a/b/empty", [])
     assert (writer.size, writer.sha256) == (0, hashlib.sha256().hexdigest())
     assert await whole(blobs, "a/b/empty") == b""
@@ -108,7 +108,7 @@ async def test_an_empty_blob_exists(blobs: ObjectBlobStore) -> None:
         await whole(blobs, "a/b/none")
 
 
-async def test_a_blob_is_overwritten_whole(blobs: ObjectBlobStore) -> None:
+async def test_a_blob_is_overwritten_whole(blobs: BlobStore) -> None:
     await write_whole(blobs, "a/b/c", [b"x" * 100])
     async with blobs.write("a/b/c") as writer:
         await writer.write(b"yy")
@@ -118,7 +118,7 @@ async def test_a_blob_is_overwritten_whole(blobs: ObjectBlobStore) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 3, 3 * MIB, 12 * MIB])
-async def test_a_blob_that_is_given_up_never_was(blobs: ObjectBlobStore, size: int) -> None:
+async def test_a_blob_that_is_given_up_never_was(blobs: BlobStore, size: int) -> None:
     async def give_up() -> None:
         async with blobs.write("a/b/c") as writer:
             for start in range(0, size, MIB):
@@ -133,13 +133,13 @@ async def test_a_blob_that_is_given_up_never_was(blobs: ObjectBlobStore, size: i
         assert left_in(blobs) == []
 
 
-async def test_many_at_once(blobs: ObjectBlobStore) -> None:
+async def test_many_at_once(blobs: BlobStore) -> None:
     keys = [new_key("files", new_id()) for _ in range(20)]
     await asyncio.gather(*(write_whole(blobs, key, [key.encode()]) for key in keys))
     assert await asyncio.gather(*(whole(blobs, key) for key in keys)) == [key.encode() for key in keys]
 
 
-async def test_deleting_passes_over_what_is_not_there(blobs: ObjectBlobStore) -> None:
+async def test_deleting_passes_over_what_is_not_there(blobs: BlobStore) -> None:
     for key in ("a/b/1", "a/b/2", "a/b/3"):
         await write_whole(blobs, key, [b"x"])
     await blobs.delete(["a/b/1", "a/b/none", "no/such/folder", "a/b/2"])
@@ -149,7 +149,7 @@ async def test_deleting_passes_over_what_is_not_there(blobs: ObjectBlobStore) ->
     assert await whole(blobs, "a/b/3") == b"x"
 
 
-async def test_a_blob_that_has_shrunk_is_not_taken_for_whole(blobs: ObjectBlobStore) -> None:
+async def test_a_blob_that_has_shrunk_is_not_taken_for_whole(blobs: BlobStore) -> None:
     await write_whole(blobs, "a/b/c", [b"12345"])
     with pytest.raises(StoreUnavailable):
         await whole(blobs, "a/b/c", 0, 9)
@@ -157,11 +157,11 @@ async def test_a_blob_that_has_shrunk_is_not_taken_for_whole(blobs: ObjectBlobSt
         await blobs.read("a/b/none", 0, 1)
 
 
-async def test_ping(blobs: ObjectBlobStore) -> None:
+async def test_ping(blobs: BlobStore) -> None:
     await blobs.ping()
 
 
-async def test_the_folder_has_gone(folder: ObjectBlobStore) -> None:
+async def test_the_folder_has_gone(folder: BlobStore) -> None:
     assert folder.folder is not None
     folder.folder.rmdir()
     with pytest.raises(StoreUnavailable):
@@ -176,7 +176,7 @@ async def test_the_server_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     retries = {"max_retries": 0}
     from obstore.store import S3Store
 
-    gone = ObjectBlobStore(S3Store("bucket", retry_config=retries))  # type: ignore[arg-type]
+    gone = BlobStore(S3Store("bucket", retry_config=retries))  # type: ignore[arg-type]
     for attempt in (gone.ping(), gone.read("a", 0, 1), write_whole(gone, "a", [b"x"]), gone.delete(["a"])):
         with pytest.raises(StoreUnavailable):
             await attempt
@@ -186,7 +186,7 @@ async def test_the_server_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("size", [2 * MIB, 12 * MIB])
-async def test_no_room_while_writing(folder: ObjectBlobStore, size: int) -> None:
+async def test_no_room_while_writing(folder: BlobStore, size: int) -> None:
     pieces = [b"x" * MIB] * (size // MIB)
     with no_room(MIB), pytest.raises(StoreFull):
         await write_whole(folder, "a/b/c", pieces)
@@ -195,7 +195,7 @@ async def test_no_room_while_writing(folder: ObjectBlobStore, size: int) -> None
     assert len(await whole(folder, "a/b/c")) == size
 
 
-async def test_no_room_leaves_the_blob_before(folder: ObjectBlobStore) -> None:
+async def test_no_room_leaves_the_blob_before(folder: BlobStore) -> None:
     await write_whole(folder, "a/b/c", [b"before"])
     with no_room(MIB), pytest.raises(StoreFull):
         await write_whole(folder, "a/b/c", [b"x" * 2 * MIB])
@@ -207,7 +207,7 @@ async def test_no_room_leaves_the_blob_before(folder: ObjectBlobStore) -> None:
     ("number", "raised"), [(errno.ENOSPC, StoreFull), (errno.EDQUOT, StoreFull), (errno.EIO, StoreUnavailable)]
 )
 async def test_a_blob_that_cannot_be_made_durable_does_not_exist(
-    folder: ObjectBlobStore, monkeypatch: pytest.MonkeyPatch, number: int, raised: type[StoreError]
+    folder: BlobStore, monkeypatch: pytest.MonkeyPatch, number: int, raised: type[StoreError]
 ) -> None:
     def fail(_: int) -> None:
         raise OSError(number, os.strerror(number))
@@ -220,7 +220,7 @@ async def test_a_blob_that_cannot_be_made_durable_does_not_exist(
 
 
 async def test_the_file_and_every_folder_above_it_are_synced(
-    folder: ObjectBlobStore, monkeypatch: pytest.MonkeyPatch
+    folder: BlobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[Path] = []
     monkeypatch.setattr(blobs_module, "_fsync", synced.append)
@@ -229,7 +229,7 @@ async def test_the_file_and_every_folder_above_it_are_synced(
     assert synced == [folder.folder / "a/b/c", folder.folder / "a/b", folder.folder / "a", folder.folder]
 
 
-async def test_a_cancelled_upload_leaves_nothing(folder: ObjectBlobStore) -> None:
+async def test_a_cancelled_upload_leaves_nothing(folder: BlobStore) -> None:
     began = asyncio.Event()
 
     async def upload() -> None:
@@ -247,7 +247,7 @@ async def test_a_cancelled_upload_leaves_nothing(folder: ObjectBlobStore) -> Non
     assert left_in(folder) == []
 
 
-async def test_what_a_crash_left_can_be_found_and_removed(folder: ObjectBlobStore) -> None:
+async def test_what_a_crash_left_can_be_found_and_removed(folder: BlobStore) -> None:
     await write_whole(folder, "a/b/kept", [b"x"])
     await write_whole(folder, "a/b/old", [b"x"])
     assert folder.folder is not None
@@ -260,12 +260,12 @@ async def test_what_a_crash_left_can_be_found_and_removed(folder: ObjectBlobStor
     assert left_in(folder) == ["a/b/kept"]
 
 
-async def pieces_of(blobs: ObjectBlobStore, key: str) -> AsyncIterator[int]:
+async def pieces_of(blobs: BlobStore, key: str) -> AsyncIterator[int]:
     async for piece in blobs.stream(key):
         yield len(piece)
 
 
-async def test_a_blob_streams_in_small_pieces(blobs: ObjectBlobStore) -> None:
+async def test_a_blob_streams_in_small_pieces(blobs: BlobStore) -> None:
     await write_whole(blobs, "a/b/c", [b"x" * (2 * blobs_module.READ + 1)])
     assert [size async for size in pieces_of(blobs, "a/b/c")] == [blobs_module.READ, blobs_module.READ, 1]
 

@@ -22,7 +22,7 @@ async def write(database: Database, batch: str, kind: Kind, sizes: list[int]) ->
     segments = []
     for size in sizes:
         new = [f"{kind} {len(lines) + i}\n".encode() for i in range(size)]
-        segments.append(segment(batch, kind, len(lines), new, start_byte=sum(map(len, lines))))
+        segments.append(segment(batch, kind, len(lines), new))
         lines += new
     async with database.write() as connection:
         await results.insert(connection, segments)

@@ -15,7 +15,7 @@ import typer
 
 if TYPE_CHECKING:
     from batchery.server.settings import Settings
-    from batchery.store.blobs import ObjectBlobStore
+    from batchery.store.blobs import BlobStore
     from batchery.store.database import Database
 
 UPLOAD_EXPIRY = 30 * 86_400
@@ -232,7 +232,7 @@ async def _stop_with_stdin(stop: asyncio.Event) -> None:
     stop.set()
 
 
-async def _sweep(database: Database, blobs: ObjectBlobStore, started: float) -> None:
+async def _sweep(database: Database, blobs: BlobStore, started: float) -> None:
     """Remove what a crash has left of files that nothing refers to."""
     import structlog  # noqa: PLC0415
 

@@ -17,7 +17,7 @@ from batchery.engine.lease import BatchLease
 from batchery.engine.reader import Reader
 from batchery.store import batches, files, results, shards
 from batchery.store.batches import BatchRow
-from batchery.store.blobs import ObjectBlobStore, Writer, new_key
+from batchery.store.blobs import BlobStore, Writer, new_key
 from batchery.store.database import Database
 from batchery.store.errors import StoreFull
 from batchery.store.ids import new_id
@@ -44,7 +44,7 @@ class Finaliser:
         lease: on the batch that is being finished.
     """
 
-    def __init__(self, database: Database, blobs: ObjectBlobStore, reader: Reader, worker: str, seconds: float) -> None:
+    def __init__(self, database: Database, blobs: BlobStore, reader: Reader, worker: str, seconds: float) -> None:
         self._database = database
         self._blobs = blobs
         self._reader = reader

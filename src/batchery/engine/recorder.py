@@ -209,8 +209,8 @@ def _record_batch(
         lines[result.kind].append(result)
         if result.usage is not None:
             usage.add(result.usage)
-    output = _segments(row.id, "output", row.output_lines, row.output_bytes, lines["output"])
-    error = _segments(row.id, "error", row.error_lines, row.error_bytes, lines["error"])
+    output = _segments(row.id, "output", row.output_lines, lines["output"])
+    error = _segments(row.id, "error", row.error_lines, lines["error"])
     error_file = None
     error_id = row.error_file
     if lines["error"] and error_id is None:
@@ -241,7 +241,7 @@ def _record_batch(
     return change, output + error, error_file
 
 
-def _segments(batch: str, kind: Kind, position: int, start_byte: int, items: list[Result]) -> list[Segment]:
+def _segments(batch: str, kind: Kind, position: int, items: list[Result]) -> list[Segment]:
     """The lines of a group as segments of at most about `COMMIT_BYTES`."""
     segments = []
     while items:
@@ -261,7 +261,6 @@ def _segments(batch: str, kind: Kind, position: int, start_byte: int, items: lis
                 batch_id=batch,
                 kind=kind,
                 position=position,
-                start_byte=start_byte,
                 requests=requests,
                 ends=ends,
                 attempts=attempts,
@@ -269,6 +268,5 @@ def _segments(batch: str, kind: Kind, position: int, start_byte: int, items: lis
             )
         )
         position += taken
-        start_byte += length
         items = items[taken:]
     return segments

@@ -26,7 +26,7 @@ from batchery.engine.recorder import Recorder
 from batchery.engine.scheduler import Scheduler, shards_wanted
 from batchery.engine.work import LeasedShard, Work
 from batchery.store import batches, shards, workers
-from batchery.store.blobs import ObjectBlobStore
+from batchery.store.blobs import BlobStore
 from batchery.store.database import Database
 from batchery.store.errors import StoreError
 from batchery.store.ids import new_id
@@ -83,9 +83,7 @@ class Worker:
         settings: how.
     """
 
-    def __init__(
-        self, database: Database, blobs: ObjectBlobStore, upstream: Upstream, settings: WorkerSettings
-    ) -> None:
+    def __init__(self, database: Database, blobs: BlobStore, upstream: Upstream, settings: WorkerSettings) -> None:
         self.id = new_id()
         self._stop = asyncio.Event()
         self._to_beat = asyncio.Event()

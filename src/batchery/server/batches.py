@@ -103,7 +103,6 @@ async def _create_good(context: Context, file: FileRow, wanted: CreateBatch, win
     columns = _columns(file, wanted, window, context.now()) | {
         "status": "validating",
         "model": models[0] if len(models) == 1 else None,
-        "index_key": file.index_key,
         "total": file.requests,
         "has_log": True,
     }

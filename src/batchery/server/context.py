@@ -9,7 +9,7 @@ from typing import Any
 
 from litestar import Request
 
-from batchery.store.blobs import ObjectBlobStore
+from batchery.store.blobs import BlobStore
 from batchery.store.database import Database
 from batchery.wire.lines import Limits
 from batchery.wire.objects import MAX_EXPIRY, Model
@@ -33,7 +33,7 @@ class Context:
     """
 
     database: Database
-    blobs: ObjectBlobStore
+    blobs: BlobStore
     limits: Limits
     windows: tuple[str, ...]
     wake: Callable[[], None]

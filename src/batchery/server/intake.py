@@ -13,7 +13,7 @@ import msgspec
 import structlog
 
 from batchery.store import line_index
-from batchery.store.blobs import ObjectBlobStore, Writer, new_key, write_whole
+from batchery.store.blobs import BlobStore, Writer, new_key, write_whole
 from batchery.store.errors import StoreError
 from batchery.wire.errors import TooLarge
 from batchery.wire.lines import Limits
@@ -62,7 +62,7 @@ class Intake:
         limits: what it may be.
     """
 
-    def __init__(self, blobs: ObjectBlobStore, id: str, limits: Limits) -> None:
+    def __init__(self, blobs: BlobStore, id: str, limits: Limits) -> None:
         self._blobs = blobs
         self._key = new_key("files", id)
         self._index_key = new_key("index", id)
@@ -172,7 +172,7 @@ class Intake:
 class _Reader:
     """Reads the blob back from the thread that validates, through the loop."""
 
-    def __init__(self, blobs: ObjectBlobStore, key: str, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, blobs: BlobStore, key: str, loop: asyncio.AbstractEventLoop) -> None:
         self._blobs = blobs
         self._key = key
         self._loop = loop

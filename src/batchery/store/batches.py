@@ -26,7 +26,6 @@ class BatchRow(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None
     errors: bytes | None
     input_file: str
-    index_key: str | None
     window: str
     status: str
     ending: str | None

@@ -13,7 +13,7 @@ import os
 from collections.abc import AsyncIterator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import obstore
 from obstore.exceptions import BaseError
@@ -23,29 +23,6 @@ from batchery.store.errors import StoreError, StoreUnavailable, classify
 
 PIECE = 5 * 1024 * 1024  # the smallest part that S3 accepts
 READ = 512 * 1024
-
-
-class BlobStore(Protocol):
-    """What the rest of batchery asks of a blob store."""
-
-    @property
-    def folder(self) -> Path | None:
-        """The folder, where the store is one."""
-
-    def write(self, key: str) -> Writer:
-        """Begin a blob; it appears when the writer is closed."""
-
-    async def read(self, key: str, start: int, length: int) -> bytes:
-        """A range of a blob, which must begin inside it; shorter where the blob ends."""
-
-    def stream(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
-        """A blob's bytes from `start` up to, not including, `end`, in pieces."""
-
-    async def delete(self, keys: Iterable[str]) -> None:
-        """Delete blobs; those that do not exist are passed over."""
-
-    async def ping(self) -> None:
-        """Learn whether the store answers."""
 
 
 def new_key(kind: str, id: str) -> str:
@@ -71,7 +48,7 @@ class Writer:
         size: bytes written so far.
     """
 
-    def __init__(self, store: ObjectBlobStore, key: str) -> None:
+    def __init__(self, store: BlobStore, key: str) -> None:
         self._store = store
         self.key = key
         self.size = 0
@@ -138,7 +115,7 @@ class Writer:
         await self._store.remove_unfinished(self.key)
 
 
-class ObjectBlobStore:
+class BlobStore:
     """Blobs through obstore.
 
     Args:
@@ -151,15 +128,18 @@ class ObjectBlobStore:
         self.folder = folder
 
     def write(self, key: str) -> Writer:
+        """Begin a blob; it appears when the writer is closed."""
         return Writer(self, key)
 
     async def read(self, key: str, start: int, length: int) -> bytes:
+        """A range of a blob, which must begin inside it; shorter where the blob ends."""
         if length <= 0:
             return b""
         with _translated():
             return bytes(await obstore.get_range_async(self.objects, key, start=start, length=length))
 
     async def stream(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        """A blob's bytes from `start` up to, not including, `end`, in pieces."""
         if end is None:
             with _translated():
                 end = (await obstore.head_async(self.objects, key))["size"]
@@ -171,6 +151,7 @@ class ObjectBlobStore:
             yield piece
 
     async def delete(self, keys: Iterable[str]) -> None:
+        """Delete blobs; those that do not exist are passed over."""
         for key in keys:
             try:
                 await obstore.delete_async(self.objects, key)
@@ -180,6 +161,7 @@ class ObjectBlobStore:
                 raise classify(error) from error
 
     async def ping(self) -> None:
+        """Learn whether the store answers."""
         try:
             await obstore.head_async(self.objects, "ping")
         except FileNotFoundError:
@@ -247,13 +229,13 @@ def _older_than(folder: Path, moment: float) -> list[str]:
     return keys
 
 
-def open_folder(folder: Path) -> ObjectBlobStore:
+def open_folder(folder: Path) -> BlobStore:
     """The blob store in a folder, which is made if it does not exist."""
     folder.mkdir(parents=True, exist_ok=True)
-    return ObjectBlobStore(LocalStore(folder), folder)
+    return BlobStore(LocalStore(folder), folder)
 
 
-def open_url(url: str) -> ObjectBlobStore:
+def open_url(url: str) -> BlobStore:
     """The blob store at a URL: `s3://bucket/prefix` and the like, or `file:///folder`.
 
     Credentials and endpoint come from the environment, as for the store's own tools (`AWS_ACCESS_KEY_ID`,
@@ -265,7 +247,7 @@ def open_url(url: str) -> ObjectBlobStore:
     if url.startswith("file://"):
         return open_folder(Path(url.removeprefix("file://")))
     try:
-        return ObjectBlobStore(from_url(url))
+        return BlobStore(from_url(url))
     except (BaseError, ValueError) as error:
         raise ValueError(f"{url!r} is not a store URL, such as s3://bucket/prefix: {error}") from error
 

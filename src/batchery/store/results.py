@@ -26,7 +26,6 @@ class Segment(msgspec.Struct, frozen=True, kw_only=True):
         batch_id: whose.
         kind: which of its files.
         position: of the first line, from 0.
-        start_byte: where the first line begins in the file.
         requests: which request each line answers, unsigned 32 bit.
         ends: where each line ends in `body`, unsigned 32 bit.
         attempts: after how many attempts, unsigned 32 bit.
@@ -36,7 +35,6 @@ class Segment(msgspec.Struct, frozen=True, kw_only=True):
     batch_id: str
     kind: Kind
     position: int
-    start_byte: int
     requests: array[int]
     ends: array[int]
     attempts: array[int]
@@ -67,7 +65,6 @@ async def insert(connection: AsyncConnection, segments: Sequence[Segment]) -> No
                 "kind": _KIND[segment.kind],
                 "position": segment.position,
                 "count": len(segment.ends),
-                "start_byte": segment.start_byte,
                 "requests": segment.requests.tobytes(),
                 "ends": segment.ends.tobytes(),
                 "attempts": segment.attempts.tobytes(),

@@ -76,7 +76,6 @@ batches = Table(
     Column("model", Text),
     Column("errors", LargeBinary),
     Column("input_file", _Id, nullable=False),
-    Column("index_key", String(128)),
     Column("window", String(16), nullable=False),
     Column("status", String(16), nullable=False),
     # How a batch that is finalizing will end: completed or expired.
@@ -159,8 +158,6 @@ results = Table(
     # Of the first line here in its file, from 0; gapless.
     Column("position", BigInteger, primary_key=True, autoincrement=False),
     Column("count", Integer, nullable=False),
-    # Where the first line begins in its file.
-    Column("start_byte", BigInteger, nullable=False),
     # For each line, unsigned 32 bit: which request it answers, where it ends in `body`, and after how many attempts.
     Column("requests", LargeBinary, nullable=False),
     Column("ends", LargeBinary, nullable=False),
