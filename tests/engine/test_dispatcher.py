@@ -12,6 +12,8 @@ import pytest
 
 from batchery.engine import retry
 from batchery.engine.dispatcher import Dispatcher
+from batchery.engine.limiter import FixedLimit
+from batchery.engine.quota import Quota
 from batchery.engine.recorder import Recorder
 from batchery.engine.work import LeasedShard, Result, Work
 from batchery.store.database import Database
@@ -73,7 +75,9 @@ class Bench:
         self.results = Results()
         self.wanted = 0
         self.dropped: list[Work] = []
-        self.dispatcher = Dispatcher(upstream, self.results, limit, self._want, self.dropped.append)
+        self.dispatcher = Dispatcher(
+            upstream, self.results, FixedLimit(limit), Quota(), self._want, self.dropped.append
+        )
 
     def _want(self) -> None:
         self.wanted += 1
@@ -87,7 +91,6 @@ class Bench:
 @asynccontextmanager
 async def bench(limit: int = 2, *, deaf: bool = False) -> AsyncIterator[Bench]:
     made = Bench(Upstream(deaf=deaf), limit)
-    made.dispatcher.start()
     yield made
     await made.dispatcher.close(0.0)
 
@@ -210,7 +213,6 @@ async def test_a_defect_in_a_slot_is_reported() -> None:
             raise ZeroDivisionError
 
     it = Bench(Broken(), 2)
-    it.dispatcher.start()
     it.dispatcher.offer(works(shard(), "a"))
     async with asyncio.timeout(5):
         with pytest.raises(ZeroDivisionError):

@@ -23,6 +23,16 @@ from batchery.store.errors import StoreFull, StoreUnavailable
 from batchery.wire.results import Failure, failure_line, success_line
 from tests.engine.rig import Rig
 from tests.requests import chat_line
+from tests.store.examples import claim_any
+
+
+async def finish_one(one: Finaliser) -> bool:
+    """Finish a batch that is ready for it; whether there was one."""
+    row = await one.claim()
+    if row is None:
+        return False
+    await one.finish(row)
+    return True
 
 
 def finaliser(rig: Rig, worker: str = "w") -> Finaliser:
@@ -35,7 +45,7 @@ async def recorded(rig: Rig, *, good: int = 3, bad: int = 2, missing: int = 0) -
     id = await rig.create(await rig.upload(chat_line(f"r{i}", f"p{i}") for i in range(total)))
     assert await Planner(rig.database, Reader(rig.database, rig.blobs), "w", 10.0).plan_one() is not None
     async with rig.database.write() as connection:
-        (row,) = await shards.claim(connection, "w", 9, time.time(), time.time() + 10)
+        (row,) = await claim_any(connection, "w", 9, time.time(), time.time() + 10)
     shard = LeasedShard(row)
     recorder = Recorder(rig.database, "w", lambda _: None, lambda: None)
     running = asyncio.create_task(recorder.run())
@@ -79,18 +89,18 @@ async def blobs_of(rig: Rig, id: str) -> set[str]:
 
 async def test_a_batch_becomes_two_files(rig: Rig) -> None:
     id = await recorded(rig)
-    assert await finaliser(rig).finish_one()
+    assert await finish_one(finaliser(rig))
     row = await rig.batch(id)
     assert (row.status, row.has_log, row.lease_owner) == ("completed", False, None)
     assert await names(rig, row.output_file) == ["r0", "r1", "r2"]
     assert await names(rig, row.error_file) == ["r3", "r4"]
     assert blobs_in(rig) == await blobs_of(rig, id)
-    assert not await finaliser(rig).finish_one()
+    assert not await finish_one(finaliser(rig))
 
 
 async def test_without_an_error_there_is_no_error_file(rig: Rig) -> None:
     id = await recorded(rig, bad=0)
-    assert await finaliser(rig).finish_one()
+    assert await finish_one(finaliser(rig))
     row = await rig.batch(id)
     assert (row.status, row.error_file, len(blobs_in(rig))) == ("completed", None, 1)
 
@@ -98,7 +108,7 @@ async def test_without_an_error_there_is_no_error_file(rig: Rig) -> None:
 async def test_what_never_ran_comes_after_what_failed(rig: Rig) -> None:
     id = await recorded(rig, missing=3)
     await cancel(rig, id)
-    assert await finaliser(rig).finish_one()
+    assert await finish_one(finaliser(rig))
     row = await rig.batch(id)
     lines = await rig.lines(row.error_file)
     assert [line["custom_id"] for line in lines] == ["r3", "r4", "r5", "r6", "r7"]
@@ -117,11 +127,11 @@ async def test_cancelled_while_its_files_are_written(rig: Rig, monkeypatch: pyte
         await cancel(rig, id)
 
     monkeypatch.setattr(Writer, "close", close_and_cancel)
-    assert await finaliser(rig).finish_one()
+    assert await finish_one(finaliser(rig))
     row = await rig.batch(id)
     assert (row.status, row.lease_owner, row.has_log) == ("cancelling", None, True)
     assert blobs_in(rig) == set()
-    assert await finaliser(rig).finish_one()
+    assert await finish_one(finaliser(rig))
     row = await rig.batch(id)
     assert row.status == "cancelled"
     assert await names(rig, row.output_file) == ["r0", "r1", "r2"]
@@ -143,13 +153,13 @@ async def test_of_two_that_finish_one_batch_one_wins(rig: Rig, monkeypatch: pyte
             assert row is not None
 
     monkeypatch.setattr(Writer, "close", close_late)
-    assert await finaliser(rig).finish_one()
+    assert await finish_one(finaliser(rig))
     assert blobs_in(rig) == set()
     row = await rig.batch(id)
     assert (row.status, row.lease_owner, row.has_log) == ("finalizing", "v", True)
     async with rig.database.write() as connection:
         await batches.release(connection, ["v"])
-    assert await finaliser(rig, "v").finish_one()
+    assert await finish_one(finaliser(rig, "v"))
     assert await names(rig, (await rig.batch(id)).output_file) == ["r0", "r1", "r2"]
 
 
@@ -171,10 +181,10 @@ async def test_no_room_leaves_nothing_and_is_tried_again(
 
     monkeypatch.setattr(Writer, "close", close_or_fail)
     with pytest.raises(StoreFull):
-        await finaliser(rig).finish_one()
+        await finish_one(finaliser(rig))
     assert blobs_in(rig) == set()
     assert (await rig.batch(id)).status == "finalizing"
-    assert await finaliser(rig).finish_one()
+    assert await finish_one(finaliser(rig))
     assert await names(rig, (await rig.batch(id)).output_file) == ["r0", "r1", "r2"]
 
 
@@ -189,11 +199,11 @@ async def test_a_full_database_leaves_no_files(rig: Rig, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(batches, "change", fail)
     with pytest.raises(StoreFull):
-        await finaliser(rig).finish_one()
+        await finish_one(finaliser(rig))
     assert blobs_in(rig) == set()
     row = await rig.batch(id)
     assert (row.status, (await rig.file(row.output_file)).blob_key) == ("finalizing", None)
-    assert await finaliser(rig).finish_one()
+    assert await finish_one(finaliser(rig))
     assert (await rig.batch(id)).status == "completed"
 
 
@@ -210,10 +220,10 @@ async def test_a_batch_that_cannot_be_finished_lets_others_go_first(rig: Rig, mo
     monkeypatch.setattr(Writer, "close", close_or_fail)
     one = finaliser(rig)
     with pytest.raises(StoreUnavailable):
-        await one.finish_one()
-    assert one.lease.batch is None
+        await finish_one(one)
+    assert not one.leases.batches
     failing = False
-    assert await one.finish_one()
+    assert await finish_one(one)
     assert ((await rig.batch(bad)).status, (await rig.batch(good)).status) == ("finalizing", "completed")
     row = await rig.batch(bad)
     assert row.lease_until is not None
@@ -235,7 +245,7 @@ async def test_a_commit_that_only_seemed_to_fail_keeps_its_files(rig: Rig, monke
 
     monkeypatch.setattr(rig.database, "write", ambiguous)
     with pytest.raises(StoreUnavailable):
-        await finaliser(rig).finish_one()
+        await finish_one(finaliser(rig))
     row = await rig.batch(id)
     assert (row.status, row.lease_owner) == ("completed", None)
     assert await names(rig, row.output_file) == ["r0", "r1", "r2"]
@@ -245,10 +255,10 @@ async def test_a_commit_that_only_seemed_to_fail_keeps_its_files(rig: Rig, monke
 async def test_results_that_come_after_the_end_are_refused(rig: Rig) -> None:
     id = await recorded(rig, missing=1)
     async with rig.database.write() as connection:
-        (row,) = await shards.claim(connection, "v", 9, time.time(), time.time() + 0.0)
+        (row,) = await claim_any(connection, "v", 9, time.time(), time.time() + 0.0)
     late = LeasedShard(row)
     await cancel(rig, id)
-    assert await finaliser(rig).finish_one()
+    assert await finish_one(finaliser(rig))
     recorder = Recorder(rig.database, "v", lambda _: None, lambda: None)
     running = asyncio.create_task(recorder.run())
     work = Work(late, 5, 5, custom_id="r5", url="/v1/chat/completions", body=b"{}")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchery.engine.planner import MAX_SHARDS, SHARD_REQUESTS, cut, shard_size
-from batchery.wire.validation import FileIndex
+from batchery.wire.file_index import FileIndex
 
 
 def index_of(models: list[str]) -> FileIndex:

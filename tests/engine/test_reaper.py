@@ -9,15 +9,18 @@ import sys
 import time
 
 import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from batchery.engine import finaliser as finaliser_module
 from batchery.engine.finaliser import Finaliser
 from batchery.engine.reader import Reader
 from batchery.engine.reaper import GONE_AFTER, Reaper
-from batchery.store import batches, results, shards, workers
+from batchery.store import batches, results, schema, shards, workers
 from batchery.store.ids import new_id
 from batchery.store.workers import WorkerRow
 from tests.engine.rig import Rig
-from tests.store.examples import add_batch, segment
+from tests.store.examples import add_batch, claim_any, segment
 
 
 def reaper(rig: Rig, worker: str = "me") -> Reaper:
@@ -40,18 +43,26 @@ async def add_worker(rig: Rig, id: str, *, host: str | None = None, pid: int = 0
         await workers.insert(connection, row)
         batch = await add_batch(connection, expires_at=int(now) + 1000)
         await shards.insert(connection, batch, int(now) + 1000, [("m", b"\0\0\0\0")])
-        assert len(await shards.claim(connection, id, 1, now, now + 1000)) == 1
+        assert len(await claim_any(connection, id, 1, now, now + 1000)) == 1
         await add_batch(
             connection, status="validating", expires_at=int(now) + 1000, lease_owner=id, lease_until=now + 1000
         )
     return batch
 
 
+async def left_of_log(rig: Rig, batch: str) -> list[int]:
+    """The positions of the segments that a batch's log still has."""
+    async with rig.database.read() as connection:
+        table = schema.results.c
+        found = await connection.execute(sa.select(table.position).where(table.batch_id == batch))
+        return list(found.scalars())
+
+
 async def free(rig: Rig) -> tuple[int, int]:
     """How many shards and waiting batches nobody holds."""
     now = time.time()
     async with rig.database.write() as connection:
-        leased = await shards.claim(connection, new_id(), 99, now, now)
+        leased = await claim_any(connection, new_id(), 99, now, now)
         planning = 0
         while await batches.claim(connection, new_id(), ("validating",), now, now + 1):
             planning += 1
@@ -140,3 +151,35 @@ async def test_logs_that_a_crash_left_are_dropped(rig: Rig) -> None:
     assert not (await rig.batch(ended)).has_log
     assert len(await rig.log(running, "output")) == 200
     assert (await rig.batch(running)).has_log
+
+
+async def test_the_log_of_a_batch_that_lives_again_is_kept(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A retry in the middle of dropping the old log, and one between finding the batch and dropping anything."""
+    monkeypatch.setattr(finaliser_module, "DROP_SEGMENTS", 10)
+    async with rig.database.write() as connection:
+        batch = await add_batch(connection, status="completed", has_log=True)
+        await results.insert(connection, [segment(batch, "output", i, [b"x\n"]) for i in range(100)])
+    real = results.drop_some
+    steps = 0
+
+    async def drop_some(connection: AsyncConnection, id: str, segments: int) -> int:
+        nonlocal steps
+        steps += 1
+        if steps == 3:
+            await batches.change_many(connection, [{"id": id, "status": "validating"}])
+        return await real(connection, id, segments)
+
+    monkeypatch.setattr(results, "drop_some", drop_some)
+    await reaper(rig).drop_old_logs()
+    assert steps == 3
+    monkeypatch.undo()
+    assert len(await left_of_log(rig, batch)) == 70
+
+    finaliser = Finaliser(rig.database, rig.blobs, Reader(rig.database, rig.blobs), "me", 10.0)
+    for status in ("validating", "in_progress", "finalizing", "cancelling"):
+        async with rig.database.write() as connection:
+            await batches.change_many(connection, [{"id": batch, "status": status}])
+        await finaliser.drop_log(batch)
+    assert len(await left_of_log(rig, batch)) == 70
+    assert (await rig.batch(batch)).has_log
+    await finaliser.drop_log(new_id())  # a batch that was deleted meanwhile

@@ -20,7 +20,7 @@ from batchery.store.batches import BatchRow
 from batchery.store.database import Database
 from batchery.store.errors import StoreFull, StoreUnavailable
 from batchery.wire.results import Kind, Usage
-from tests.store.examples import NOW, add_batch, recorded_requests
+from tests.store.examples import NOW, add_batch, claim_any, recorded_requests
 
 FAR = 1e12  # leases in these tests lapse only where they are told to
 
@@ -91,7 +91,7 @@ async def lease(
                 pieces.append(("m", array("I", range(first, first + size)).tobytes()))
                 first += size
             await shards.insert(connection, batch, NOW + 1000, pieces)
-        rows = await shards.claim(connection, worker, 100, NOW, FAR)
+        rows = await claim_any(connection, worker, 100, NOW, FAR)
     return batch, [LeasedShard(row) for row in rows]
 
 
@@ -301,8 +301,8 @@ async def test_two_workers_record_one_batch(database_url: str, database: FlakyDa
         batch = await add_batch(connection, total=400, expires_at=NOW + 1000)
         pieces = [("m", array("I", range(first, first + 20)).tobytes()) for first in range(0, 400, 20)]
         await shards.insert(connection, batch, NOW + 1000, pieces)
-        mine = [LeasedShard(row) for row in await shards.claim(connection, "w", 10, NOW, FAR)]
-        theirs = [LeasedShard(row) for row in await shards.claim(connection, "v", 10, NOW, FAR)]
+        mine = [LeasedShard(row) for row in await claim_any(connection, "w", 10, NOW, FAR)]
+        theirs = [LeasedShard(row) for row in await claim_any(connection, "v", 10, NOW, FAR)]
     other_database = FlakyDatabase(database_url)
     desks = Desk(database), Desk(other_database, "v")
     for desk, held in zip(desks, (mine, theirs), strict=True):

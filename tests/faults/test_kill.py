@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import threading
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import psutil
 import pytest
 
 from tests.processes import Process, serve, simulator, wait_for
-from tests.requests import by_custom_id, chat_file
+from tests.requests import by_custom_id, chat_file, chat_line
 
 KILLS = int(os.environ.get("KILLS", "8"))
 IN_FLIGHT = 32
@@ -243,3 +245,85 @@ def test_killed_while_uploading(tmp_path: Path, moments: random.Random) -> None:
             )
         finally:
             assert crashing.process.stop() == 0
+
+
+def test_killed_while_bad_lines_are_passed_over_and_while_retrying(tmp_path: Path, moments: random.Random) -> None:
+    """Error lines of bad lines, and the second run of a batch over the files of its first."""
+    rounds = max(1, KILLS // 4)
+    with simulator(tmp_path, "--latency", "uniform:1ms-10ms", "--concurrency", "32") as upstream:
+        crashing = Crashing(tmp_path, upstream.url)
+        try:
+            for turn in range(rounds):
+                data = b"".join(
+                    b"bad\n"
+                    if i % 7 == 3
+                    else chat_line(f"r{i}", ["go", "[[simulate status=400 times=1]]"][i % 2] + f" {turn} {i}")
+                    for i in range(2_100)
+                )
+                file = crashing.client.files.create(file=("input.jsonl", data), purpose="batch")
+                batch = crashing.client.batches.create(
+                    input_file_id=file.id,
+                    endpoint="/v1/chat/completions",
+                    completion_window="24h",
+                    extra_body={"on_invalid_line": "skip"},
+                )
+                for _ in range(2):
+                    drift(moments, 0.2)
+                    crashing.kill_and_restart(all_at_once=moments.random() < 0.5)
+                first = wait_for_end(crashing.client, batch.id)
+                before = content(crashing.process, first.output_file_id)
+                crashing.client.post(f"/batches/{batch.id}/retry", cast_to=object)
+                for _ in range(2):
+                    drift(moments, 0.2)
+                    crashing.kill_and_restart(all_at_once=moments.random() < 0.5)
+                    assert content(crashing.process, first.output_file_id).startswith(before)
+                second = wait_for_end(crashing.client, batch.id)
+                counts = second.request_counts
+                assert (counts.total, counts.completed, counts.failed) == (2_100, 1_800, 300)
+                after = content(crashing.process, second.output_file_id)
+                assert after.startswith(before)
+                assert len(by_custom_id(after.splitlines())) == 1_800
+                errors = [json.loads(line) for line in content(crashing.process, second.error_file_id).splitlines()]
+                assert [error["line"] for error in errors] == [i + 1 for i in range(2_100) if i % 7 == 3]
+                path = f"{crashing.process.url}/v1/batches/{batch.id}/results"
+                with urllib.request.urlopen(path) as answer:
+                    lines = [json.loads(line) for line in answer.read().splitlines()]
+                assert [line["line"] for line in lines] == list(range(1, 2_101))
+        finally:
+            assert crashing.process.stop() == 0
+
+
+def test_duplicates_get_their_lines_when_everything_dies_between(tmp_path: Path, moments: random.Random) -> None:
+    total, kinds = 20_000, 40
+    data = b"".join(chat_line(f"request-{i:05}", f"prompt {i % kinds} {'x' * 500}", seed=1) for i in range(total))
+    with simulator(tmp_path, "--latency", "250ms", "--concurrency", "2") as upstream:
+        crashing = Crashing(tmp_path, upstream.url)
+        try:
+            file = crashing.client.files.create(file=("input.jsonl", data), purpose="batch").id
+            batch = crashing.client.batches.create(
+                input_file_id=file,
+                endpoint="/v1/chat/completions",
+                completion_window="24h",
+                extra_body={"deduplicate": True},
+            ).id
+            kills = 0
+            while kills < KILLS and crashing.client.batches.retrieve(batch).status not in TERMINAL:
+                wait_for_results(crashing.client, batch, 1 + kills * 1_500)
+                drift(moments, 0.05)
+                crashing.kill_and_restart(all_at_once=True)
+                kills += 1
+            ended = wait_for(
+                lambda: found if (found := crashing.client.batches.retrieve(batch)).status in TERMINAL else None, 60
+            )
+            assert ended.status == "completed"
+            assert ended.output_file_id is not None
+            lines = by_custom_id(content(crashing.process, ended.output_file_id).splitlines())
+            assert len(lines) == total
+            for custom_id, line in lines.items():
+                kind = int(custom_id.removeprefix("request-")) % kinds
+                assert line["response"]["body"]["choices"] == lines[f"request-{kind:05}"]["response"]["body"]["choices"]
+            assert kills > 1
+            # A crash costs at most what was in flight, and what was answered and not yet given to all of its kind.
+            assert received(upstream) <= kinds * (1 + kills)
+        finally:
+            crashing.process.stop()

@@ -179,9 +179,10 @@ async def running(url: str, folder: Path, **changes: Any) -> AsyncIterator[Rig]:
         windows=("24h", "1h"),
         wake=lambda: wakes.append(None),
         list_models=models,
+        may_be_open=True,
     )
     context = replace(context, **changes)
-    stop, ready = asyncio.Event(), asyncio.Event()
+    stop, ready = context.stopping, asyncio.Event()
     port = free_port()
     serving = asyncio.create_task(serve_http(create_app(context), "127.0.0.1", port, stop, ready.set))
     waiting = asyncio.create_task(ready.wait())
@@ -222,6 +223,8 @@ class Growing:
         self.batch = new_id()
         self.file = new_id()
         self.lines: list[bytes] = []
+        self.blobs: list[str] = []
+        """What it was joined into, each time that it was finished."""
 
     async def begin(self) -> None:
         """Make the batch and the file."""
@@ -282,9 +285,10 @@ class Growing:
     async def finish(self, *more: bytes, drop: int = 1000) -> None:
         """Join the log into a blob, with some lines more, and drop so many of its segments."""
         self.lines += more
-        async with self._context.blobs.write(f"output/{self.file}") as writer:
+        async with self._context.blobs.write(f"output/{self.file}-{len(self.blobs)}") as writer:
             await writer.write(b"".join(self.lines))
             await writer.close()
+        self.blobs.append(writer.key)
         async with self._context.database.write() as connection:
             await files.finish(
                 connection,
@@ -297,3 +301,30 @@ class Growing:
             )
             await batches.change_many(connection, [{"id": self.batch, "status": "completed", "completed_at": 3}])
             await results.drop_some(connection, self.batch, drop)
+
+    async def grow_again(self) -> None:
+        """Run the batch again: what there is stays in the blob, and what comes goes to the log."""
+        while self.blobs and await self._drop_some():
+            pass
+        changes = {
+            "status": "in_progress",
+            "completed_at": None,
+            "output_lines": len(self.lines),
+            "output_bytes": len(b"".join(self.lines)),
+        }
+        async with self._context.database.write() as connection:
+            await batches.change_many(connection, [{"id": self.batch} | changes])
+
+    async def _drop_some(self) -> int:
+        async with self._context.database.write() as connection:
+            return await results.drop_some(connection, self.batch, 1000)
+
+    async def sweep(self) -> None:
+        """Delete the blobs that later ones have replaced."""
+        await self._context.blobs.delete(self.blobs[:-1])
+
+    async def delete(self) -> None:
+        """Delete the file, and its blobs."""
+        async with self._context.database.write() as connection:
+            await connection.execute(sa.delete(schema.files).where(schema.files.c.id == self.file))
+        await self._context.blobs.delete(self.blobs)

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from random import Random
+from typing import Any
 
 import openai
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from batchery.store import batches, files
+from batchery.store.schema import ENDED, LIVE
 from tests.requests import chat_file, chat_line
 from tests.server.rig import Rig
+from tests.store.examples import add_batch
 
 GOOD = chat_file(3)
 BAD = chat_line("ok", "x") + b"nonsense\n" + b'{"custom_id":"no-body","method":"POST","url":"/v1/embeddings"}\n'
@@ -55,6 +63,8 @@ async def test_a_batch_has_every_field_in_the_order_of_the_contract(rig: Rig) ->
         *("id", "object", "endpoint", "model", "errors", "input_file_id", "completion_window", "status"),
         *("output_file_id", "error_file_id", "created_at", "in_progress_at", "expires_at", "finalizing_at"),
         *("completed_at", "failed_at", "expired_at", "cancelling_at", "cancelled_at", "request_counts", "usage"),
+        "estimated_completion_at",
+        "deduplicated",
         "metadata",
     ]
     assert batch["metadata"] == {}
@@ -183,6 +193,143 @@ async def test_paging_sees_every_batch_once_newest_first(either: Rig) -> None:
     assert (len(page["data"]), page["has_more"], page["last_id"]) == (20, True, ids[-20])
     page = (await either.ask("GET", f"/v1/batches?limit=5&after={ids[5]}")).json
     assert ([batch["id"] for batch in page["data"]], page["has_more"]) == (ids[4::-1], False)
+
+
+WINDOWS = ("24h", "1h", "30m")
+DAY = 1_700_000_000
+
+
+@dataclass
+class Listed:
+    """Batches of two owners, and what is known of ours: oldest first."""
+
+    rig: Rig
+    rows: list[dict[str, Any]]
+
+
+@pytest.fixture
+async def listed(either: Rig) -> Listed:
+    """Batches of every kind, several of them created in the same second, and some of them deleted."""
+    random = Random(1)
+    rows: list[dict[str, Any]] = []
+    async with either.context.database.write() as connection:
+        for number in range(60):
+            values = {
+                "status": random.choice(LIVE + ENDED),
+                "window": random.choice(WINDOWS),
+                # Clocks of several servers differ a little, so that the order of creation is not quite that of times.
+                "created_at": DAY + number // 6 + random.choice((0, 0, 2)),
+                "deleted_at": DAY if random.random() < 0.1 else None,
+                "owner": "somebody" if random.random() < 0.1 else "local",
+            }
+            id = await add_batch(connection, **values)
+            if values["owner"] == "local" and values["deleted_at"] is None:
+                rows.append(values | {"id": f"batch_{id}"})
+    return Listed(either, rows)
+
+
+def moments(data: st.DataObject, name: str) -> str | None:
+    """A time to filter by: none, seconds, or RFC 3339."""
+    second = data.draw(st.none() | st.integers(DAY - 2, DAY + 14), name)
+    if second is None or data.draw(st.booleans(), "as seconds"):
+        return None if second is None else str(second)
+    return datetime.fromtimestamp(second, UTC).isoformat()
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(data=st.data())
+async def test_pages_of_any_filter_have_what_it_asks_for_once_and_in_order(listed: Listed, data: st.DataObject) -> None:
+    query: dict[str, str] = {"limit": str(data.draw(st.integers(1, 25), "limit"))}
+    statuses = data.draw(st.none() | st.lists(st.sampled_from(LIVE + ENDED), min_size=1), "status")
+    windows = data.draw(st.none() | st.lists(st.sampled_from(WINDOWS), min_size=1, max_size=2), "window")
+    live_first = data.draw(st.none() | st.booleans(), "active first")
+    first, last = moments(data, "created_after"), moments(data, "created_before")
+    filters: dict[str, str | None] = {
+        "status": None if statuses is None else ",".join(statuses),
+        "completion_window": None if windows is None else ",".join(windows),
+        "active_first": None if live_first is None else str(live_first).lower(),
+        "created_after": first,
+        "created_before": last,
+    }
+    query |= {name: value for name, value in filters.items() if value is not None}
+
+    def seconds(moment: str | None, default: int) -> float:
+        if moment is None:
+            return default
+        return int(moment) if moment.isdigit() else datetime.fromisoformat(moment).timestamp()
+
+    wanted = [
+        row["id"]
+        for row in reversed(listed.rows)
+        if (statuses is None or row["status"] in statuses)
+        and (windows is None or row["window"] in windows)
+        and seconds(first, 0) <= row["created_at"] <= seconds(last, 1 << 40)
+    ]
+    if live_first:
+        live = {row["id"] for row in listed.rows if row["status"] in LIVE}
+        wanted.sort(key=lambda id: id not in live)
+    seen: list[str] = []
+    more = True
+    while more:
+        page = await listed.rig.ask("GET", "/v1/batches", params=query)
+        assert page.status == 200, page.body
+        ids = [batch["id"] for batch in page.json["data"]]
+        assert (page.json["first_id"], page.json["last_id"]) == ((ids[0], ids[-1]) if ids else (None, None))
+        assert ids or not page.json["has_more"]
+        assert len(seen) + len(ids) <= len(wanted)
+        more = page.json["has_more"]
+        seen += ids
+        query["after"] = seen[-1] if seen else ""
+    assert seen == wanted
+    if seen:  # as clients do that page on until a page is empty
+        page = await listed.rig.ask("GET", "/v1/batches", params=query)
+        assert (page.json["data"], page.json["has_more"]) == ([], False)
+
+
+@pytest.mark.parametrize(
+    ("query", "param", "said"),
+    [
+        ("status=running", "status", "validating, in_progress, finalizing, cancelling, completed, failed, expired"),
+        ("status=", "status", "validating"),
+        ("status=completed,", "status", "validating"),
+        ("status=completed&status=failed", "status", "give it once"),
+        ("status=%00", "status", "validating"),
+        ("active_first=1", "active_first", "true, false"),
+        ("created_after=yesterday", "created_after", "RFC 3339"),
+        ("created_before=1735689600000", "created_before", "Unix seconds"),
+        ("completion_window=soon", "completion_window", "24h"),
+        ("completion_window=24h,,1h", "completion_window", "24h"),
+    ],
+)
+async def test_a_filter_that_is_wrong_is_named(rig: Rig, query: str, param: str, said: str) -> None:
+    answer = await rig.ask("GET", f"/v1/batches?{query}")
+    assert answer.status == 400
+    assert answer.error()["param"] == param
+    assert said in answer.error()["message"]
+
+
+async def test_whoever_deletes_what_is_listed_can_go_on_listing(rig: Rig) -> None:
+    async with rig.context.database.write() as connection:
+        ids = [await add_batch(connection, status="completed", has_log=True) for _ in range(5)]
+        await add_batch(connection, owner="somebody")
+    seen = []
+    async for batch in rig.openai.batches.list(limit=2):
+        seen.append(batch.id)
+        await rig.set_batch(batch.id, deleted_at=1)
+    assert seen == [f"batch_{id}" for id in reversed(ids)]
+    page = await rig.ask("GET", "/v1/batches")
+    assert (page.json["data"], page.json["has_more"]) == ([], False)
+
+
+@pytest.mark.parametrize("after", ["", "x", "batch_" + "0" * 32, "theirs"])
+@pytest.mark.parametrize("active_first", ["", "&active_first=true"])
+async def test_a_cursor_must_be_a_batch_of_the_caller(rig: Rig, after: str, active_first: str) -> None:
+    async with rig.context.database.write() as connection:
+        theirs = await add_batch(connection, owner="somebody")
+    after = theirs if after == "theirs" else after
+    answer = await rig.ask("GET", f"/v1/batches?after={after}{active_first}")
+    assert answer.status == 400
+    assert answer.error()["param"] == "after"
 
 
 async def test_usage_is_whole_or_null(rig: Rig) -> None:

@@ -12,11 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from batchery.server import content
-from batchery.server.content import after_lines, slice_of, still_grows, stream
+from batchery.server.content import after_lines, slice_of, stream, stream_bytes
 from batchery.store import blobs as blob_store
 from batchery.store import files
 from batchery.store.errors import StoreUnavailable
 from batchery.store.files import FileRow
+from batchery.store.ids import new_id
 from tests.requests import chat_file
 from tests.server.rig import Growing, Rig
 
@@ -52,33 +53,119 @@ async def row_of(rig: Rig, id: str) -> FileRow:
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
-async def test_a_growing_file_reads_right_also_when_it_is_finished_meanwhile(either: Rig, data: st.DataObject) -> None:
+async def test_a_file_reads_right_whatever_becomes_of_it_meanwhile(either: Rig, data: st.DataObject) -> None:
+    """It may be finished while it is read, and its batch run again, any number of times, and old blobs deleted."""
     growing = Growing(either.context)
     await growing.begin()
-    for _ in range(data.draw(st.integers(0, 6), "segments")):
-        await growing.grow(*data.draw(st.lists(st.binary(max_size=9).map(_line), min_size=1, max_size=5), "lines"))
+
+    async def grow() -> None:
+        for _ in range(data.draw(st.integers(0, 4), "segments")):
+            await growing.grow(*data.draw(st.lists(st.binary(max_size=9).map(_line), min_size=1, max_size=5), "lines"))
+
+    live = True
+
+    async def go_on() -> None:
+        nonlocal live
+        if live:
+            await growing.finish(b"added at the end\n", drop=data.draw(st.sampled_from([0, 1, 3, 1000]), "drop"))
+        else:
+            await growing.grow_again()
+        live = not live
+        if live:
+            await grow()
+        if data.draw(st.booleans(), "sweep"):
+            await growing.sweep()
+
+    await grow()
+    for _ in range(data.draw(st.integers(0, 3), "changes before")):
+        await go_on()
     row = await row_of(either, growing.file)
     known = len(growing.lines)
-    assert (row.lines, row.size) == (known, len(joined(growing.lines)))
+    assert (row.lines, row.size, row.grows) == (known, len(joined(growing.lines)), live)
     offset = data.draw(st.integers(0, known + 2), "offset")
     limit = data.draw(st.none() | st.integers(1, known + 2), "limit")
-    part = slice_of(row.lines, growing=still_grows(row), offset=offset, limit=limit)
-    finish_after = data.draw(st.none() | st.integers(0, 6), "finish after")
-    drop = data.draw(st.integers(0, 6), "drop")
+    changes = data.draw(st.lists(st.integers(0, 3), max_size=4), "pieces read before each change")
+    if not row.grows and data.draw(st.booleans(), "by bytes"):
+        start = data.draw(st.integers(0, row.size), "start")
+        end = data.draw(st.integers(start, row.size), "end")
+        wanted = joined(growing.lines[:known])[start:end]
+        pieces = stream_bytes(either.context, row, start, end)
+    else:
+        wanted = joined(growing.lines[:known][offset:][:limit])
+        pieces = stream(either.context, row, slice_of(row.lines, growing=row.grows, offset=offset, limit=limit))
     read = b""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(content, "SEGMENTS", 2)
         patch.setattr(blob_store, "READ", 7)
-        pieces = stream(either.context, row, part)
-        count = 0
-        if finish_after == 0:
-            await growing.finish(b"added at the end\n", drop=drop)
+        for count in changes:
+            for _ in range(count):
+                read += await anext(pieces, b"")
+            await go_on()
         async for piece in pieces:
             read += piece
-            count += 1
-            if count == finish_after:
-                await growing.finish(b"added at the end\n", drop=drop)
-    assert read == joined(growing.lines[:known][offset:][:limit])
+    assert read == wanted
+
+
+@pytest.mark.parametrize("accept", ["identity", "gzip", "zstd"])
+async def test_a_file_that_is_deleted_while_it_is_sent_is_cut_off(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, accept: str
+) -> None:
+    monkeypatch.setattr(blob_store, "READ", 10_000)
+    real = type(rig.context.blobs).read
+    for query in ("", "?offset=1", "?limit=1000"):
+        growing = Growing(rig.context)
+        await growing.begin()
+        await growing.grow(*(chat_file(2000, padding=1000).splitlines(keepends=True)))
+        await growing.finish()
+        reads = 0
+
+        async def deleting(
+            self: blob_store.BlobStore, key: str, start: int, length: int, growing: Growing = growing
+        ) -> bytes:
+            nonlocal reads
+            reads += 1
+            if reads == 5:
+                await growing.delete()
+            return await real(self, key, start, length)
+
+        monkeypatch.setattr(type(rig.context.blobs), "read", deleting)
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await rig.ask("GET", f"/v1/files/{growing.file}/content{query}", headers={"Accept-Encoding": accept})
+        monkeypatch.setattr(type(rig.context.blobs), "read", real)
+        assert (await rig.ask("GET", f"/v1/files/{growing.file}/content{query}")).status == 404
+
+
+async def test_a_later_file_in_the_same_log_is_not_taken_for_this_one(either: Rig) -> None:
+    """A batch that is run again writes its errors to a new file, whose lines begin in the log at 0 again."""
+    growing = Growing(either.context)
+    await growing.begin()
+    for _ in range(6):
+        await growing.grow(b"mine\n")
+    row = await row_of(either, growing.file)
+    pieces = stream(either.context, row, slice_of(6, growing=True, offset=0, limit=None))
+    read = await anext(pieces)
+    await growing.finish()
+    await growing.grow_again()
+    await either.set_batch(growing.batch, output_file=new_id(), output_lines=0, output_bytes=0)
+    growing.lines = []
+    for _ in range(6):
+        await growing.grow(b"not mine\n")
+    async for piece in pieces:
+        read += piece
+    assert read == b"mine\n" * 6
+
+
+async def test_a_log_that_is_gone_without_a_blob_is_an_error_and_no_endless_search(rig: Rig) -> None:
+    growing = Growing(rig.context)
+    await growing.begin()
+    await growing.grow(b"a\n")
+    await growing.grow(b"b\n")
+    row = await row_of(rig, growing.file)
+    await growing.drop(1)
+    pieces = stream(rig.context, row, slice_of(2, growing=True, offset=0, limit=None))
+    assert await anext(pieces) == b"a\n"
+    with pytest.raises(StoreUnavailable, match="from 1 on"):
+        await anext(pieces)
 
 
 @pytest.mark.parametrize("finish_after", range(4))
@@ -169,7 +256,7 @@ async def test_a_resume_by_last_line_loses_and_repeats_nothing(either: Rig) -> N
 async def test_finished_content_has_its_length(rig: Rig) -> None:
     data = chat_file(100)
     uploaded = await rig.upload(data)
-    answer = await rig.ask("GET", f"/v1/files/{uploaded['id']}/content")
+    answer = await rig.ask("GET", f"/v1/files/{uploaded['id']}/content", headers={"Accept-Encoding": "identity"})
     assert answer.headers["content-length"] == str(len(data))
     same = await rig.ask("GET", f"/v1/files/{uploaded['id']}/content?offset=3&skip=3&limit=2")
     assert same.body == joined(data.splitlines(keepends=True)[3:5])

@@ -7,10 +7,14 @@ from typing import Any
 
 import openai
 import pytest
+import sqlalchemy as sa
 
-from batchery.store import files
+from batchery.engine.retention import Retention
+from batchery.store import files, schema
+from batchery.store.blobs import BlobStore
+from batchery.store.errors import StoreUnavailable
 from tests.requests import chat_file
-from tests.server.rig import Rig
+from tests.server.rig import BOUNDARY, Rig, field_part, file_part, form
 
 GOOD = chat_file(3)
 
@@ -53,9 +57,9 @@ async def test_paging_sees_every_file_once_in_either_order(either: Rig) -> None:
 async def test_an_id_is_read_with_any_prefix(rig: Rig) -> None:
     uploaded = await rig.upload(GOOD)
     bare = uploaded["id"].removeprefix("file-")
-    for form in (bare, f"file-{bare}", f"file_{bare}"):
-        assert (await rig.ask("GET", f"/v1/files/{form}")).json == uploaded
-        assert (await rig.ask("GET", f"/v1/files?after={form}")).status == 200
+    for given in (bare, f"file-{bare}", f"file_{bare}"):
+        assert (await rig.ask("GET", f"/v1/files/{given}")).json == uploaded
+        assert (await rig.ask("GET", f"/v1/files?after={given}")).status == 200
     assert (await rig.ask("GET", f"/v1/files/batch_{bare}")).status == 404
 
 
@@ -121,10 +125,10 @@ async def test_a_file_deleted_just_before_its_content_is_read(rig: Rig, monkeypa
     real = files.get
     seen = 0
 
-    async def get(connection: Any, id: str) -> Any:
+    async def get(connection: Any, id: str, **more: Any) -> Any:
         nonlocal seen
         seen += 1
-        row = await real(connection, id)
+        row = await real(connection, id, **more)
         if seen == 1 and row is not None:
             await rig.context.blobs.delete([row.blob_key or ""])
             return row
@@ -142,3 +146,127 @@ async def test_a_blob_that_is_gone_is_an_error_and_no_broken_download(rig: Rig) 
     answer = await rig.ask("GET", f"/v1/files/{uploaded['id']}/content")
     assert answer.status == 503
     answer.error()
+
+
+# Files that have expired, before any sweep.
+
+
+async def set_file(rig: Rig, id: str, **values: Any) -> None:
+    """Change a file's row behind the server's back."""
+    async with rig.context.database.write() as connection:
+        bare = id.removeprefix("file-")
+        await connection.execute(sa.update(schema.files).where(schema.files.c.id == bare).values(**values))
+
+
+async def test_an_expired_file_does_not_exist(either: Rig) -> None:
+    uploaded = await either.upload(GOOD)
+    now = either.context.now()
+    await set_file(either, uploaded["id"], expires_at=now + 1000)
+    assert (await either.ask("GET", f"/v1/files/{uploaded['id']}")).json["expires_at"] == now + 1000
+    await set_file(either, uploaded["id"], expires_at=now)
+    for method, path in (
+        ("GET", f"/v1/files/{uploaded['id']}"),
+        ("GET", f"/v1/files/{uploaded['id']}/content"),
+        ("HEAD", f"/v1/files/{uploaded['id']}/content"),
+        ("DELETE", f"/v1/files/{uploaded['id']}"),
+        ("DELETE", f"/ai/v1/files/{uploaded['id']}"),
+    ):
+        assert (await either.ask(method, path)).status == 404, (method, path)
+    refused = await either.create(uploaded["id"])
+    assert (refused.status, refused.error()["param"]) == (404, "input_file_id")
+    assert (await either.ask("GET", f"/v1/files?after={uploaded['id']}")).status == 400
+    assert (await either.ask("GET", "/v1/files")).json["data"] == []
+
+
+async def test_pages_do_not_count_what_has_expired(either: Rig) -> None:
+    ids = [(await either.upload(GOOD))["id"] for _ in range(9)]
+    for id in ids[::2]:
+        await set_file(either, id, expires_at=1)
+    kept = ids[1::2]
+    seen: list[str] = []
+    after = ""
+    while True:
+        page = (await either.ask("GET", f"/v1/files?limit=2&order=asc{after}")).json
+        seen += [file["id"] for file in page["data"]]
+        if not page["has_more"]:
+            break
+        assert len(page["data"]) == 2
+        after = f"&after={page['last_id']}"
+    assert seen == kept
+    assert (await either.ask("GET", "/v1/files?limit=4")).json["has_more"] is False
+
+
+async def test_an_expired_file_is_there_as_long_as_a_live_batch_uses_it(either: Rig) -> None:
+    uploaded = await either.upload(GOOD)
+    batch = (await either.create(uploaded["id"])).json
+    for id in (uploaded["id"], batch["output_file_id"]):
+        await set_file(either, id, expires_at=1)
+    assert (await either.ask("GET", f"/v1/files/{uploaded['id']}")).json["expires_at"] == 1
+    assert (await either.ask("GET", f"/v1/files/{uploaded['id']}/content")).body == GOOD
+    assert (await either.ask("GET", f"/v1/files/{batch['output_file_id']}")).json["expires_at"] is None
+    assert (await either.ask("GET", f"/v1/files/{batch['output_file_id']}/content")).status == 200
+    assert len((await either.ask("GET", "/v1/files")).json["data"]) == 2
+    assert (await either.ask("DELETE", f"/v1/files/{uploaded['id']}")).status == 409
+    assert (await either.create(uploaded["id"])).status == 404, "no further batch holds it up"
+    await either.set_batch(batch["id"], status="completed", completed_at=5)
+    for id in (uploaded["id"], batch["output_file_id"]):
+        assert (await either.ask("GET", f"/v1/files/{id}")).status == 404
+        assert (await either.ask("GET", f"/v1/files/{id}/content")).status == 404
+    described = (await either.ask("GET", f"/v1/batches/{batch['id']}")).json
+    assert described["input_file_id"] == uploaded["id"]
+    assert described["output_file_id"] == batch["output_file_id"]
+
+
+async def test_a_batch_stays_readable_without_its_files(either: Rig) -> None:
+    uploaded = await either.upload(GOOD)
+    batch = (await either.create(uploaded["id"])).json
+    await either.set_batch(batch["id"], status="completed", completed_at=5)
+    for id in (uploaded["id"], batch["output_file_id"]):
+        assert (await either.ask("DELETE", f"/v1/files/{id}")).status == 200
+    described = (await either.ask("GET", f"/v1/batches/{batch['id']}")).json
+    assert described == batch | {"status": "completed", "completed_at": 5}
+    assert [found["id"] for found in (await either.ask("GET", "/v1/batches")).json["data"]] == [batch["id"]]
+    assert (await either.ask("GET", f"/v1/files/{described['output_file_id']}/content")).status == 404
+
+
+# What is left of a deleted file.
+
+
+async def test_blobs_that_cannot_be_deleted_now_are_deleted_later(either: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    uploaded = await either.upload(GOOD)
+
+    async def fail(_: BlobStore, keys: Any) -> None:
+        assert len(list(keys)) == 2
+        raise StoreUnavailable("no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BlobStore, "delete", fail)
+        assert (await either.ask("DELETE", f"/v1/files/{uploaded['id']}")).status == 200
+    assert (await either.ask("GET", f"/v1/files/{uploaded['id']}")).status == 404
+    assert len(either.left_behind()) == 2
+    retention = Retention(either.context.database, either.context.blobs, grace=60)
+    await retention.sweep(either.context.clock())
+    assert len(either.left_behind()) == 2
+    await retention.sweep(either.context.clock() + 61)
+    assert either.left_behind() == []
+    async with either.context.database.read() as connection:
+        assert (await connection.execute(sa.select(schema.dead_blobs))).all() == []
+
+
+async def test_a_deleted_file_s_idempotency_key_makes_another(either: Rig) -> None:
+    body = form(file_part(GOOD), field_part("purpose", "batch"))
+    headers = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}", "Idempotency-Key": "mine"}
+
+    async def upload() -> str:
+        answer = await either.ask("POST", "/v1/files", data=body, headers=headers)
+        assert answer.status == 200, answer
+        id: str = answer.json["id"]
+        return id
+
+    first = await upload()
+    assert await upload() == first
+    assert (await either.ask("DELETE", f"/v1/files/{first}")).status == 200
+    second = await upload()
+    assert second != first
+    await set_file(either, second, expires_at=1)
+    assert await upload() not in (first, second)

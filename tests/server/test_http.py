@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from batchery.server import http
 from batchery.server.http import AddressInUse, serve_http
-from tests.server.rig import Rig, free_port
+from batchery.store.database import sqlite_url
+from tests.requests import chat_file
+from tests.server.rig import Rig, free_port, running, until
 
 
 async def _never(*_: Any) -> None:
@@ -81,3 +87,72 @@ async def test_many_idle_connections_hold_nobody_up(rig: Rig) -> None:
     assert (await rig.ask("GET", "/healthz")).status == 200
     for _, writer in idle:
         writer.close()
+
+
+@pytest.mark.parametrize(
+    ("files", "connections"),
+    [(resource.RLIM_INFINITY, 16_384), (1 << 20, 16_384), (20_000, 16_384), (1024, 768), (300, 44), (100, 1)],
+)
+def test_connections_leave_files_for_the_rest(files: int, connections: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (files, files))
+    assert http._max_connections() == connections
+
+
+async def stalled(rig: Rig, file: str) -> socket.socket:
+    """A connection that gets the beginning of a file, and takes no more of it."""
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(20):
+        while True:
+            client = socket.socket()
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.setblocking(False)
+            await loop.sock_connect(client, ("127.0.0.1", rig.port))
+            client.send(b"GET /v1/files/%b/content HTTP/1.1\r\nHost: x\r\n\r\n" % file.encode())
+            if await loop.sock_recv(client, 12) == b"HTTP/1.1 200":
+                return client
+            client.close()  # the place of another is just not free yet
+
+
+async def test_who_takes_nothing_of_a_download_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "STALL_MS", 2000)
+    async with running(sqlite_url(tmp_path / "b.db"), tmp_path) as rig:
+        data = chat_file(2000, padding=10_000)
+        file = (await rig.upload(data))["id"]
+        process = psutil.Process()
+        clients = [await stalled(rig, file) for _ in range(3)]
+        ours = {client.getsockname()[1] for client in clients}
+
+        def held() -> int:
+            """How many of these connections the server still holds its ends of."""
+            found = process.net_connections("tcp")
+            return len(
+                [each for each in found if each.raddr and each.raddr.port in ours and each.laddr.port == rig.port]
+            )
+
+        try:
+            await until(lambda: held() == 3)
+            await until(lambda: held() == 0, 20)
+        finally:
+            for client in clients:
+                client.close()
+        await until(lambda: not [each for each in process.open_files() if each.path.startswith(str(rig.folder))])
+        assert (await rig.ask("GET", f"/v1/files/{file}/content")).body == data
+
+
+async def test_files_are_sent_so_many_at_a_time(tmp_path: Path) -> None:
+    """However a download ends, its place is free again."""
+    async with running(sqlite_url(tmp_path / "b.db"), tmp_path, max_downloads=1) as rig:
+        data = chat_file(2000, padding=10_000)
+        file = (await rig.upload(data))["id"]
+        path = f"/v1/files/{file}/content"
+        for _ in range(3):
+            client = await stalled(rig, file)
+            answer = await rig.ask("GET", path)
+            assert answer.error()["code"] == "too_many_downloads"
+            assert 1 <= int(answer.headers["retry-after"]) <= 60
+            assert (await rig.ask("GET", f"/v1/files/{file}")).status == 200
+            client.close()
+            async with asyncio.timeout(20):
+                while (await rig.ask("GET", path)).status == 429:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            assert (await rig.ask("GET", path + "?offset=1999")).status == 200

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from batchery.store import batches, files
+from batchery.store import agenda, batches, files, shards
 from batchery.store.ids import new_id
 from batchery.store.results import Segment
 from batchery.store.schema import results
+from batchery.store.shards import ShardRow
 from batchery.wire.results import Kind
 
 NOW = 1_700_000_000
@@ -53,6 +55,18 @@ async def add_file(connection: AsyncConnection, **values: Any) -> str:
     row |= values
     await files.insert(connection, **row)
     return str(row["id"])
+
+
+async def claim_any(
+    connection: AsyncConnection, worker: str, limit: int, now: float, until: float, *, holding: Sequence[int] = ()
+) -> list[ShardRow]:
+    """Lease up to `limit` shards of whatever runs, as one owner's: the earliest deadline first."""
+    taken: list[ShardRow] = []
+    for batch in await agenda.running(connection):
+        if len(taken) < limit:
+            wanted = {batch.id: limit - len(taken)}
+            taken += await shards.claim(connection, worker, wanted, now, until, holding=holding)
+    return taken
 
 
 def segment(batch: str, kind: Kind, position: int, lines: list[bytes]) -> Segment:

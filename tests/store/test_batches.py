@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-from batchery.store import batches, shards
-from batchery.store.batches import Demand
+from batchery.store import batch_sums, batches, shards
+from batchery.store.batch_sums import Demand
 from batchery.store.database import Database
 from batchery.store.ids import new_id
 from batchery.wire.objects import BatchError
-from tests.store.examples import NOW, add_batch
+from tests.store.examples import NOW, add_batch, claim_any
 
 STATUSES = ("validating", "in_progress", "finalizing", "cancelling", "completed", "failed", "expired", "cancelled")
 
@@ -148,7 +148,7 @@ async def test_a_batch_in_flight_is_not_claimed_for_its_end(database: Database) 
     async with database.write() as connection:
         id = await add_batch(connection)
         await shards.insert(connection, id, NOW + 100, [("m", b"\0\0\0\0")])
-        assert await shards.claim(connection, "w", 1, NOW, NOW + 10)
+        assert await claim_any(connection, "w", 1, NOW, NOW + 10)
         assert await batches.change(connection, id, expect="in_progress", changes={"status": "cancelling"})
         assert await batches.claim(connection, "w", ("finalizing", "cancelling"), NOW + 1, NOW + 9) is None
         assert await batches.claim(connection, "w", ("finalizing", "cancelling"), NOW + 10, NOW + 19) is None
@@ -189,7 +189,7 @@ async def test_demand_of_nothing(database: Database) -> None:
     async with database.write() as connection:
         for status in STATUSES[4:]:
             await add_batch(connection, status=status, expires_at=NOW - 1)
-        assert await batches.demand(connection, NOW) == Demand(False, False, False, False)
+        assert await batch_sums.demand(connection, NOW) == Demand(False, False, False, False)
 
 
 async def test_demand_of_each_status(database: Database) -> None:
@@ -202,7 +202,7 @@ async def test_demand_of_each_status(database: Database) -> None:
     for status, demand in expected.items():
         async with database.write() as connection:
             id = await add_batch(connection, status=status)
-            assert await batches.demand(connection, NOW) == demand
+            assert await batch_sums.demand(connection, NOW) == demand
             await batches.change(connection, id, expect=status, changes={"status": "failed"})
 
 
@@ -210,11 +210,11 @@ async def test_demand_passes_over_what_somebody_does(database: Database) -> None
     async with database.write() as connection:
         await add_batch(connection, status="validating", lease_owner="w", lease_until=NOW + 1.0)
         await add_batch(connection, status="finalizing", lease_owner="w", lease_until=NOW + 1.0)
-        assert await batches.demand(connection, NOW) == Demand(False, False, False, False)
-        lapsed = await batches.demand(connection, NOW + 2)
+        assert await batch_sums.demand(connection, NOW) == Demand(False, False, False, False)
+        lapsed = await batch_sums.demand(connection, NOW + 2)
         assert (lapsed.to_plan, lapsed.to_finish) == (True, True)
         await add_batch(connection, status="validating")
-        one = await batches.demand(connection, NOW)
+        one = await batch_sums.demand(connection, NOW)
         assert (one.to_plan, one.to_finish) == (True, False)
 
 
@@ -222,10 +222,10 @@ async def test_demand_of_an_ended_window(database: Database) -> None:
     async with database.write() as connection:
         await add_batch(connection, status="finalizing", expires_at=NOW - 1)
         await add_batch(connection, status="cancelling", expires_at=NOW - 1)
-        assert not (await batches.demand(connection, NOW)).overdue
+        assert not (await batch_sums.demand(connection, NOW)).overdue
         await add_batch(connection, expires_at=NOW + 5)
-        assert not (await batches.demand(connection, NOW)).overdue
-        assert (await batches.demand(connection, NOW + 5)).overdue
+        assert not (await batch_sums.demand(connection, NOW)).overdue
+        assert (await batch_sums.demand(connection, NOW + 5)).overdue
 
 
 async def test_ended_batches_with_a_log_to_drop(database: Database) -> None:
@@ -237,3 +237,17 @@ async def test_ended_batches_with_a_log_to_drop(database: Database) -> None:
         rows = await batches.get_many(connection, found)
     assert sorted(row.status for row in rows.values()) == ["cancelled", "completed", "expired", "failed"]
     assert all(row.has_log for row in rows.values())
+
+
+# Watching.
+
+
+async def test_progress_is_of_batches_that_are_there(database: Database) -> None:
+    async with database.write() as connection:
+        ids = [await add_batch(connection, completed=i, error_file=new_id()) for i in range(3)]
+        deleted = await add_batch(connection, deleted_at=NOW)
+        assert await batches.progress(connection, []) == {}
+        found = await batches.progress(connection, [*ids[1:], deleted, new_id()])
+        rows = await batches.get_many(connection, ids)
+    assert found == {id: batches.progress_of(rows[id]) for id in ids[1:]}
+    assert [found[id].completed for id in ids[1:]] == [1, 2]

@@ -7,11 +7,13 @@ import errno
 import hashlib
 import os
 import resource
+import time
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import boto3
 import pytest
 
 from batchery.store import blobs as blobs_module
@@ -41,8 +43,14 @@ def s3() -> Iterator[str]:
 def blobs(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BlobStore:
     if request.param == "folder":
         return open_folder(tmp_path / "blobs")
+    in_bucket(request.getfixturevalue("s3"), monkeypatch)
+    return open_url(f"s3://bucket/{new_id()}")
+
+
+def in_bucket(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let stores be opened at this address."""
     environment = {
-        "AWS_ENDPOINT_URL": request.getfixturevalue("s3"),
+        "AWS_ENDPOINT_URL": address,
         "AWS_ALLOW_HTTP": "true",
         "AWS_ACCESS_KEY_ID": "key",
         "AWS_SECRET_ACCESS_KEY": "secret",
@@ -50,7 +58,6 @@ def blobs(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     }
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    return open_url(f"s3://bucket/{new_id()}")
 
 
 @pytest.fixture
@@ -247,17 +254,92 @@ async def test_a_cancelled_upload_leaves_nothing(folder: BlobStore) -> None:
     assert left_in(folder) == []
 
 
+async def found(blobs: BlobStore, moment: float, kind: str) -> list[str]:
+    return sorted([key async for keys in blobs.older_than(moment, kind) for key in keys])
+
+
 async def test_what_a_crash_left_can_be_found_and_removed(folder: BlobStore) -> None:
-    await write_whole(folder, "a/b/kept", [b"x"])
-    await write_whole(folder, "a/b/old", [b"x"])
+    kept, old, other = (new_key("files", letter * 32) for letter in "abc")
+    for key in (kept, old, other, new_key("index", "b" * 32)):
+        await write_whole(folder, key, [b"x"])
     assert folder.folder is not None
-    (folder.folder / "a/b/half#1").write_bytes(b"x")
-    for name in ("old", "half#1"):
-        os.utime(folder.folder / "a/b" / name, (1000, 1000))
-    found = await folder.older_than(2000)
-    assert sorted(found) == ["a/b/half#1", "a/b/old"]
-    await folder.remove_files([*found, "a/b/none"])
-    assert left_in(folder) == ["a/b/kept"]
+    half = other + "#1"
+    (folder.folder / half).write_bytes(b"x")
+    for key in (old, half, new_key("index", "b" * 32)):
+        os.utime(folder.folder / key, (1000, 1000))
+    assert await found(folder, 2000, "files") == [old, half]
+    assert await found(folder, 1000, "files") == []
+    assert await found(folder, 2000, "output") == []
+    await folder.remove([old, half, "files/no/ne"])
+    assert left_in(folder) == [kept, other, new_key("index", "b" * 32)]
+
+
+async def test_only_keys_of_our_own_shape_are_found(blobs: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blobs_module, "LISTED", 2)
+    ours = [new_key("files", new_id()) for _ in range(5)]
+    theirs = [
+        "files/report.pdf",
+        "files/ab/report.pdf",
+        "files/ab/" + "c" * 32,
+        "files/AB/" + "A" * 30,
+        "files/ab/ab" + "c" * 31,
+        "files/aa/" + "a" * 32 + ".bak",
+        "files/deeper/aa/" + "a" * 32,
+        "elsewhere/aa/" + "a" * 32,
+        new_key("output", "a" * 32),
+    ]
+    for key in ours + theirs:
+        await write_whole(blobs, key, [b"x"])
+    assert await found(blobs, time.time() + 100, "files") == sorted(ours)
+    assert await found(blobs, time.time() - 100, "files") == []
+    await blobs.remove(ours)
+    assert await found(blobs, time.time() + 100, "files") == []
+    for key in theirs:
+        assert await whole(blobs, key) == b"x"
+
+
+async def test_a_small_object_is_written_once(blobs: BlobStore) -> None:
+    assert await blobs.peek("mark") is None
+    await blobs.put_new("mark", b"first")
+    await blobs.put_new("mark", b"second")
+    small = await blobs.peek("mark")
+    assert small is not None
+    assert small.content == b"first"
+    assert abs(small.written_at - time.time()) < 60
+
+
+@pytest.mark.parametrize("size", [0, MIB, 5 * MIB, 12 * MIB, 17 * MIB])
+async def test_what_is_given_up_leaves_nothing_in_a_bucket(s3: str, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Not even an upload in parts, which nobody sees and everybody pays for."""
+    in_bucket(s3, monkeypatch)
+    prefix = new_id()
+    bucket = open_url(f"s3://bucket/{prefix}")
+    client = boto3.client("s3", endpoint_url=s3, region_name="us-east-1")
+
+    async def give_up() -> None:
+        async with bucket.write("files/ab/c") as writer:
+            for _ in range(size // MIB):
+                await writer.write(b"x" * MIB)
+            if size > 2 * blobs_module.PIECE:
+                assert client.list_multipart_uploads(Bucket="bucket", Prefix=prefix).get("Uploads")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        await give_up()
+    assert not client.list_multipart_uploads(Bucket="bucket", Prefix=prefix).get("Uploads")
+    assert not client.list_objects_v2(Bucket="bucket", Prefix=prefix).get("Contents")
+
+
+async def test_deleting_goes_on_after_a_failure(folder: BlobStore) -> None:
+    keys = [f"a/b/{i}" for i in range(40)]
+    for key in keys:
+        await write_whole(folder, key, [b"x"])
+    assert folder.folder is not None
+    (folder.folder / "a/b/3").unlink()
+    (folder.folder / "a/b/3/in/the/way").mkdir(parents=True)
+    with pytest.raises(StoreError):
+        await folder.delete(keys)
+    assert left_in(folder) == []
 
 
 async def pieces_of(blobs: BlobStore, key: str) -> AsyncIterator[int]:

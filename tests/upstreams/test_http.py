@@ -21,8 +21,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from batchery.upstreams.base import Answer, Fault
-from batchery.upstreams.http import HttpUpstream, InvalidUpstreamError, base_url, retry_after
+from batchery.upstreams import http
+from batchery.upstreams.base import Answer, Fault, RateLimit
+from batchery.upstreams.http import HttpUpstream, InvalidUpstreamError, base_url, rate_limit, retry_after
 from batchery.upstreams.simulator import Behaviour, running_simulator
 
 NOW = 1_445_412_420.0
@@ -250,7 +251,7 @@ async def test_a_closed_upstream_cancels_nobody() -> None:
             Answer(200, b"\xff\xfe"),
         ),
         (
-            b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n" + gzip.compress(b"{}" * 1000),
+            b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n" + gzip.compress(b"{}" * 1000, mtime=0),
             Answer(200, b"{}" * 1000),
         ),
     ],
@@ -569,3 +570,54 @@ def test_a_date_without_a_zone_is_gmt_everywhere(monkeypatch: pytest.MonkeyPatch
     finally:
         monkeypatch.undo()
         time.tzset()
+
+
+@pytest.mark.parametrize(
+    ("left", "reset", "expected"),
+    [
+        ("59", "1s", RateLimit(59, None, 1.0, None)),
+        (" 0 ", "6m0s", RateLimit(0, None, 360.0, None)),
+        ("0", "250ms", RateLimit(0, None, 0.25, None)),
+        ("0", "1h2m3.5s", RateLimit(0, None, 3723.5, None)),
+        ("0", "2.5", RateLimit(0, None, 2.5, None)),
+        ("-3", "soon", RateLimit(0, None, None, None)),
+        ("1.0", "", RateLimit(1, None, None, None)),
+        ("0", "-1s", RateLimit(0, None, None, None)),
+        ("0", "ms", RateLimit(0, None, None, None)),
+        ("0", "9" * 400, RateLimit(0, None, None, None)),
+        ("many", "1s", None),
+        ("9" * 400, "1s", None),
+        ("", "1s", None),
+        (None, "1s", None),
+    ],
+)
+def test_rate_limits(left: str | None, reset: str | None, expected: RateLimit | None) -> None:
+    assert rate_limit(left, None, reset, None) == expected
+
+
+async def test_rate_limits_are_read_from_answers() -> None:
+    headers = (
+        b"x-ratelimit-remaining-requests: 9\r\nx-ratelimit-reset-requests: 120ms\r\n"
+        b"x-ratelimit-remaining-tokens: 0\r\nx-ratelimit-reset-tokens: 6m0s\r\n"
+    )
+    async with serving(b"HTTP/1.1 200 OK\r\n" + headers + b"Content-Length: 2\r\n\r\n{}") as server:
+        answer = await ask(server.url)
+    assert isinstance(answer, Answer)
+    assert answer.rate_limit == RateLimit(9, 0, 0.12, 360.0)
+
+
+async def test_a_server_that_tells_no_limits_is_soon_no_longer_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = 0
+
+    def spy(*headers: str | None) -> RateLimit | None:
+        nonlocal asked
+        asked += 1
+        return rate_limit(*headers)
+
+    monkeypatch.setattr(http, "rate_limit", spy)
+    async with running_simulator(Behaviour()) as simulator:
+        upstream = HttpUpstream(simulator.url)
+        for _ in range(http.ASKED + 5):
+            await upstream.send(CHAT, b'{"model": "m", "messages": []}')
+        await upstream.close()
+    assert asked == http.ASKED

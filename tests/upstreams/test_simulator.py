@@ -11,6 +11,8 @@ import socket
 import statistics
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
@@ -767,10 +769,16 @@ def command(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[st
         process.communicate()
 
 
-def _post(url: str, body: dict[str, Any], key: str) -> bytes:
+def _get(url: str, path: str) -> dict[str, Any]:
+    with urllib.request.urlopen(url + path, timeout=DEADLINE) as response:
+        found: dict[str, Any] = json.load(response)
+    return found
+
+
+def _post(url: str, body: dict[str, Any], key: str, path: str = "/v1/chat/completions") -> bytes:
     host, port = url.removeprefix("http://").split(":")
     data = json.dumps(body).encode()
-    head = f"POST /v1/chat/completions HTTP/1.0\r\nAuthorization: Bearer {key}\r\nContent-Length: {len(data)}\r\n\r\n"
+    head = f"POST {path} HTTP/1.0\r\nAuthorization: Bearer {key}\r\nContent-Length: {len(data)}\r\n\r\n"
     with socket.create_connection((host, int(port)), timeout=DEADLINE) as client:
         client.sendall(head.encode() + data)
         received = b""
@@ -814,3 +822,89 @@ def test_the_command_says_that_its_port_is_taken() -> None:
         assert (process.returncode, out) == (1, "")
         assert "cannot listen on 127.0.0.1 port" in err
         assert "Traceback" not in err
+
+
+def test_the_command_lets_others_come_and_go() -> None:
+    """On the event loop that the command has, which is not the tests'."""
+    options = ("--interactive", "200,0@60s", "--concurrency", "1@0s,2@0.1s", "--slowdown", "1", "--latency", "1ms")
+    with command("--port", "0", *options) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().split()[-1]
+        for _ in range(2):
+            deadline = time.monotonic() + DEADLINE
+            while _get(url, "/simulator/stats")["interactive"] < 50:
+                assert time.monotonic() < deadline
+            _post(url, {}, "k", path="/simulator/reset")
+        process.terminate()
+        _, err = process.communicate(timeout=DEADLINE)
+        assert (process.returncode, "Traceback" in err) == (0, False)
+
+
+# Load that changes.
+
+
+async def ask_each(simulator: RunningSimulator, count: int, mark: str = "") -> list[Wire]:
+    """Ask over a connection each."""
+    wires = [await connect(simulator) for _ in range(count)]
+    for number, one in enumerate(wires):
+        one.post(chat(f"{mark} {number}"))
+    return wires
+
+
+def hang_up(wires: list[Wire]) -> None:
+    for one in wires:
+        one.writer.close()
+
+
+async def test_slots_change_by_schedule() -> None:
+    behaviour = Behaviour(latency=0.3, concurrency=((0.0, 2), (0.1, 6), (0.2, 1)))
+    async with running_simulator(behaviour) as simulator:
+        simulator.reset()
+        wires = await ask_each(simulator, 20)
+        seen: set[int] = set()
+
+        def look() -> bool:
+            seen.add(simulator.stats().in_flight)
+            return simulator.stats().answered > 7
+
+        await until(look)
+        await until(lambda: simulator.stats().in_flight == 1)
+        hang_up(wires)
+    assert max(seen) == 6
+    assert 2 in seen
+
+
+async def test_a_full_house_slows_down() -> None:
+    async with running_simulator(Behaviour(latency=0.1, concurrency=2, slowdown=4.0)) as simulator:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        for one in await ask_each(simulator, 2):
+            await one.answer()
+            one.writer.close()
+        assert loop.time() - started >= 0.49
+
+
+async def test_others_take_slots_and_wait_for_them() -> None:
+    behaviour = Behaviour(latency=0.05, concurrency=1, interactive=((0.0, 200.0), (0.2, 0.0)))
+    async with running_simulator(behaviour) as simulator:
+        await until(lambda: simulator.stats().interactive >= 10)
+        stats = simulator.stats()
+        assert stats.interactive_longest_wait >= stats.interactive_wait > 0.05
+        assert (stats.received, stats.in_flight, stats.waiting) == (0, 0, 0)
+
+
+async def test_engine_metrics_in_vllm_s_names() -> None:
+    async with wired(Behaviour(latency=5.0, concurrency=2)) as (simulator, wire):
+        wires = await ask_each(simulator, 5)
+        await until(lambda: simulator.stats().waiting == 3)
+        text = (await wire.get("/metrics")).body.decode()
+        hang_up(wires)
+    assert 'vllm:num_requests_waiting{model_name="simulated"} 3.0' in text
+    assert 'vllm:num_requests_running{model_name="simulated"} 2.0' in text
+    assert 'vllm:kv_cache_usage_perc{model_name="simulated"} 0.9' in text
+
+
+@pytest.mark.parametrize("text", ["", "x", "5@", "5@3", "5@0s,6@0s", "5@1s", "1@0s,2@3s,3@2s", "-1"])
+def test_a_schedule_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011
+        Behaviour(concurrency=options.parse_concurrency(text))

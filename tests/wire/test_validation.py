@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchery.wire import strict_json
+from batchery.wire.file_index import ONE_MODEL_TOO_MANY, PARSE, Counts, problem_of
 from batchery.wire.lines import (
     BOM,
     MAX_MODELS,
@@ -40,6 +41,16 @@ def reader(data: bytes) -> Callable[[int, int], bytes]:
 
 def found(report: Report) -> list[tuple[str, int | None]]:
     return [(problem.code, problem.line) for problem in report.problems]
+
+
+def remade(data: bytes, report: Report) -> list[Problem]:
+    """The problems of all bad lines, from their bytes again."""
+    index, bad = report.index, report.index.bad
+    lines = (
+        b"never read" if bad.is_too_large(i) else data[bad.starts[i] : bad.starts[i] + bad.lengths[i]]
+        for i in range(len(bad))
+    )
+    return [problem_of(index, i, line) for i, line in enumerate(lines)]
 
 
 def cut(data: bytes, places: Iterable[int]) -> list[bytes]:
@@ -76,6 +87,9 @@ def files(draw: Callable[..., Any]) -> bytes:
     return data + draw(lines) if draw(st.booleans()) else data
 
 
+FILE_CODES = ("too_many_requests_in_file", "empty_file")
+"""What is wrong with a whole file: then nothing of it can run."""
+
 small = st.builds(Limits, line_bytes=st.integers(1, 200), requests=st.integers(1, 8))
 
 
@@ -107,7 +121,12 @@ def test_a_file_is_its_lines_one_by_one(data: bytes) -> None:
             repeats.append(("duplicate_custom_id", number, seen[parsed.custom_id]))
 
     index = report.index
+    repeated = {number for _, number, _ in repeats}
+    requests = [(number, parsed) for number, parsed in requests if number not in repeated]
     assert [index.number(i) for i in range(len(index))] == [number for number, _ in requests]
+    assert (index.numbers is None) is ([number for number, _ in requests] == list(range(1, len(index) + 1)))
+    assert list(index.bad.numbers) == sorted(repeated | {problem.line or 0 for problem in problems})
+    assert [index.number(first) for first in index.bad.firsts if first != PARSE] == [first for *_, first in repeats]
     assert [p for p in report.problems if p.code not in ("duplicate_custom_id", "empty_file")] == problems
     assert [
         (p.code, p.line, int(p.message.split("line ")[-1].split(".")[0]))
@@ -120,10 +139,13 @@ def test_a_file_is_its_lines_one_by_one(data: bytes) -> None:
     assert report.lines == len(physical) - (physical[-1] == b"" and data != BOM)
     assert [p.line or 0 for p in report.problems] == sorted(p.line or 0 for p in report.problems)
     models: dict[str, list[int]] = {}
+    counts: dict[str, dict[str, Counts]] = {}
     for i, (_, parsed) in enumerate(requests):
         models.setdefault(parsed.model, []).append(i)
         line = data[index.starts[i] : index.starts[i] + index.lengths[i]]
         assert b"\n" not in line
+        before = counts.setdefault(parsed.model, {}).get(parsed.url, Counts(0, 0))
+        counts[parsed.model][parsed.url] = Counts(before.requests + 1, before.bytes + len(line))
         again = read_request(line)
         assert (again.custom_id, again.url) == (parsed.custom_id, parsed.url)
         body = bytes(again.body)
@@ -132,6 +154,18 @@ def test_a_file_is_its_lines_one_by_one(data: bytes) -> None:
     assert dict(zip(index.models, map(list, index.by_model), strict=True)) == models
     assert list(index.models) == list(models)
     assert list(index.urls) == list(dict.fromkeys(parsed.url for _, parsed in requests))
+    assert report.groups == counts
+    assert [list(urls) for urls in report.groups.values()] == [list(urls) for urls in counts.values()]
+
+
+@prove
+@given(files(), small)
+def test_every_problem_can_be_made_again_from_its_line(data: bytes, limits: Limits) -> None:
+    report = check(data, limits)
+    assert remade(data, report) == [p for p in report.problems if p.code not in FILE_CODES]
+    assert report.problem_count == len(report.index.bad) + (not report.can_skip)
+    assert report.can_skip is not any(p.code in FILE_CODES for p in report.problems)
+    assert report.index.bad.limit == limits.line_bytes
 
 
 @prove
@@ -315,9 +349,19 @@ def test_a_bad_lines_custom_id_is_not_taken() -> None:
 
 
 def test_equal_hashes_are_no_duplicates(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("batchery.wire.lines.hash", lambda text: 7, raising=False)
-    report = check(b"\n".join([A, B, request("c"), A]))
-    assert found(report) == [("duplicate_custom_id", 4)]
+    hashed: list[str] = []
+
+    def equal(text: str) -> int:
+        hashed.append(text)
+        return 7
+
+    monkeypatch.setattr("batchery.wire.validation.hash", equal, raising=False)
+    data = b"\n".join([A, B, request("c"), A, B])
+    report = check(data)
+    assert hashed == ["a", "b", "c", "a", "b"]
+    assert found(report) == [("duplicate_custom_id", 4), ("duplicate_custom_id", 5)]
+    assert list(report.index.bad.firsts) == [0, 1]
+    assert remade(data, report) == list(report.problems)
 
 
 def test_half_a_file_of_duplicates_takes_seconds() -> None:
@@ -329,6 +373,36 @@ def test_half_a_file_of_duplicates_takes_seconds() -> None:
     assert len(report.problems) == MAX_PROBLEMS
     assert found(report)[0] == ("duplicate_custom_id", 25_001)
     assert found(report)[-1] == ("duplicate_custom_id", 26_000)
+    again = remade(data, report)
+    assert again[:MAX_PROBLEMS] == list(report.problems)
+    assert again[-1].message.startswith("Line 50000: custom_id '24999' was already used on line 25000.")
+    assert (len(again), len(report.index), report.index.numbers) == (25_000, 25_000, None)
+
+
+def test_what_only_repeats_ask_for_is_not_in_the_index() -> None:
+    first = request("a", "m")
+    again = request("a", "n").replace(b"chat/completions", b"embeddings")
+    other = request("b", "o")
+    report = check(b"\n".join([first, again, b"{", other]))
+    index = report.index
+    assert (index.models, list(map(list, index.by_model))) == (("m", "o"), [[0], [1]])
+    assert index.urls == ("/v1/chat/completions",)
+    assert report.groups == {
+        "m": {"/v1/chat/completions": Counts(1, len(first))},
+        "o": {"/v1/chat/completions": Counts(1, len(other))},
+    }
+    assert [index.number(i) for i in range(len(index))] == [1, 4]
+    assert list(index.bad.numbers) == [2, 3]
+    assert list(index.bad.firsts) == [0, PARSE]
+
+
+def test_the_first_use_is_counted_among_the_good_requests() -> None:
+    """Its own place moves up when repeats before it are taken out."""
+    data = b"\n".join([A, A, b"", B, A, B])
+    report = check(data)
+    assert [report.index.number(i) for i in range(len(report.index))] == [1, 4]
+    assert list(report.index.bad.firsts) == [0, 0, 1]
+    assert remade(data, report) == list(report.problems)
 
 
 def test_a_file_may_name_many_models_but_not_any_number() -> None:
@@ -343,6 +417,50 @@ def test_a_file_may_name_many_models_but_not_any_number() -> None:
     assert {(p.param, p.custom_id) for p in report.problems} == {("body.model", "x"), ("body.model", "z")}
     assert len(report.index) == MAX_MODELS + 1
     assert report.index.number(MAX_MODELS) == MAX_MODELS + 2
+    assert list(report.index.bad.firsts) == [ONE_MODEL_TOO_MANY] * 2
+    assert remade(b"\n".join(lines + more), report) == list(report.problems)
+
+
+@pytest.mark.parametrize("before", [b"", BOM])
+@pytest.mark.parametrize("step", [1, 7, 1_000_000])
+def test_a_line_too_long_is_known_by_its_length(before: bytes, step: int) -> None:
+    """However it is cut, and whether it begins with a BOM or ends with a carriage return."""
+    limits = Limits(line_bytes=150)
+    for length in (150, 151, 153, 154, 155, 156, 300):
+        data = before + b"x" * length + b"\r\n" + A + b"\n" + b"y" * length
+        report = check(data, limits, [data[i : i + step] for i in range(0, len(data), step)])
+        bad = report.index.bad
+        assert len(report.index) == 1
+        assert [bad.is_too_large(i) for i in range(2)] == [length > 150] * 2
+        assert remade(data, report) == list(report.problems)
+        whole = (0, len(before) + length + 1) if length > 150 else (len(before), length)
+        assert (bad.starts[0], bad.lengths[0]) == whole
+
+
+def test_a_line_longer_than_an_index_can_say_is_too_long_all_the_same() -> None:
+    validator = LineValidator(Limits(line_bytes=10))
+    validator.feed(b"x" * 1000)
+    validator._tail_length = 2**32 + 5
+    validator.feed(b"\n" + A)
+    bad = validator.finish(reader(b"")).index.bad
+    assert (bad.lengths[0], bad.is_too_large(0)) == (2**32 - 1, True)
+    assert bad.starts[1] == 2**32 + 6
+
+
+def test_a_line_that_newer_rules_would_take_is_still_refused() -> None:
+    data = A.replace(b"POST", b"GET") + b"\n" + B
+    report = check(data)
+    problem = problem_of(report.index, 0, A)
+    assert (problem.code, problem.line, problem.custom_id) == ("invalid_json_line", 1, "a")
+    assert "rules that have changed since" in problem.message
+
+
+def test_a_file_of_bad_lines_can_be_passed_over_but_not_one_with_too_many() -> None:
+    assert check(b"{\n[").can_skip
+    assert check(A).can_skip
+    assert not check(b"").can_skip
+    assert not check(A + b"\n" + B, Limits(requests=1)).can_skip
+    assert not check(b"{\n" * 3, Limits(requests=2)).can_skip
 
 
 def test_memory_per_request_is_flat() -> None:

@@ -2,7 +2,8 @@
 
 Each slot is one task that takes a request, sends it, and decides by `retry` what its outcome means: a result for the
 recorder, or another try later. Nothing waits for anything else: a slow request holds its own slot only, and a request
-that waits for its next try holds none.
+that waits for its next try holds none. How many slots work at a time is the limiter's to say and may change with every
+answer; fewer never break off what is in flight.
 """
 
 from __future__ import annotations
@@ -12,10 +13,14 @@ import heapq
 import itertools
 import random
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 
 from batchery.engine import retry
+from batchery.engine.breaker import Breaker
+from batchery.engine.health import AWAY, Health
+from batchery.engine.limiter import Limit
+from batchery.engine.quota import Quota
 from batchery.engine.recorder import Recorder
 from batchery.engine.work import LeasedShard, Result, Work
 from batchery.upstreams.base import Answer, Fault, Upstream
@@ -36,6 +41,12 @@ FAULT_CODES = {
     "broken": "upstream_unreachable",
 }
 
+RETRY_SHARE = 0.5
+"""The share of the slots that retries may take while there are requests that were never sent."""
+
+UNSENT = 64
+"""Requests in a row that are failed without being sent before others get the event loop."""
+
 
 class Dispatcher:
     """Sends requests for one worker.
@@ -43,37 +54,54 @@ class Dispatcher:
     Args:
         upstream: where to.
         recorder: takes the results.
-        limit: requests in flight at most.
+        limiter: says how many may be in flight.
+        quota: says when the next may be sent.
         wanted: called when requests run low and more should be offered.
         dropped: called with a request that was given up unrecorded, because its batch has ended.
+
+    Attributes:
+        attempts: how many ended in which way: an HTTP status, or the kind of a fault.
+        unsent: requests that were failed without being sent.
+        waiting_of: by batch, how many requests wait for another try.
+        waiting_bytes: what these take.
     """
 
     def __init__(
         self,
         upstream: Upstream,
         recorder: Recorder,
-        limit: int,
+        limiter: Limit,
+        quota: Quota,
         wanted: Callable[[], None],
         dropped: Callable[[Work], None],
     ) -> None:
-        self.limit = limit
+        self.attempts: Counter[int | str] = Counter()
+        self.unsent = 0
+        self.waiting_of: Counter[str] = Counter()
+        self.waiting_bytes = 0
         self._upstream = upstream
         self._recorder = recorder
+        self._limiter = limiter
+        self._quota = quota
+        self._health = Health()
+        self._breaker = Breaker()
+        self._cap: int | None = None
         self._wanted = wanted
         self._dropped = dropped
         self._ready: deque[Work] = deque()
+        self._again: deque[Work] = deque()  # retries that are due
+        self._retrying = 0
         self._idle: list[asyncio.Future[None]] = []
         self._waiting: list[tuple[float, int, Work]] = []
         self._order = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
+        self._hold: asyncio.TimerHandle | None = None
         self._in_flight: dict[asyncio.Task[None], Work] = {}
-        self._slots: list[asyncio.Task[None]] = []
+        self._slots: set[asyncio.Task[None]] = set()
+        self._broken = asyncio.Event()
+        self._defect: BaseException | None = None
         self._last_success = float("-inf")
         self._closing = False
-
-    def start(self) -> None:
-        """Open the slots."""
-        self._slots = [asyncio.create_task(self._slot()) for _ in range(self.limit)]
 
     async def failed(self) -> None:
         """Return when a slot has come to an end by itself, which only a defect can cause.
@@ -81,14 +109,31 @@ class Dispatcher:
         Raises:
             Exception: what ended it.
         """
-        done, _ = await asyncio.wait(self._slots, return_when=asyncio.FIRST_EXCEPTION)
-        for slot in done:
-            slot.result()
+        await self._broken.wait()
+        assert self._defect is not None
+        raise self._defect
+
+    @property
+    def limit(self) -> int:
+        """Requests that may be in flight now."""
+        limit, cap = self._health.limit(self._limiter.limit), self._cap
+        return limit if cap is None or cap > limit else cap
+
+    @property
+    def uncapped(self) -> int:
+        """Requests that might be in flight if nobody else wanted the upstream, and it were well."""
+        return self._limiter.limit
+
+    def cap_at(self, cap: int | None) -> None:
+        """Have no more than so many in flight from now on, at least 1, since others want the upstream; None: only the
+        limit counts. What is in flight goes on."""
+        self._cap = cap
+        self._fill()
 
     @property
     def ready(self) -> int:
         """Requests read and not yet sent."""
-        return len(self._ready)
+        return len(self._ready) + len(self._again)
 
     @property
     def waiting(self) -> int:
@@ -100,24 +145,53 @@ class Dispatcher:
         """Requests sent and not yet answered."""
         return len(self._in_flight)
 
+    @property
+    def down(self) -> bool:
+        """Whether the upstream is taken to be down."""
+        return self._health.down
+
+    @property
+    def tripped(self) -> int:
+        """How many kinds of requests are failed without being sent."""
+        return self._breaker.tripped
+
     def offer(self, works: list[Work]) -> None:
         """More requests to send, in this order."""
         self._ready.extend(works)
-        self._wake(len(works))
+        self._fill()
 
     def stop_shards(self, stopping: set[LeasedShard]) -> None:
         """Send nothing more of these shards; what is in flight goes on until `abort`."""
-        for work in [work for work in self._ready if work.shard in stopping]:
-            self._ready.remove(work)
-            self._dropped(work)
+        self.withdraw(stopping)
         kept = []
         for entry in self._waiting:
             if entry[2].shard in stopping:
+                self._leaves_waiting(entry[2])
                 self._dropped(entry[2])
             else:
                 kept.append(entry)
         heapq.heapify(kept)
         self._waiting = kept
+        self._set_timer()
+
+    def withdraw(self, shards: set[LeasedShard], *, unsent: bool = False) -> list[Work]:
+        """Take back what is ready to be sent of these shards, and drop it.
+
+        Args:
+            unsent: leave what was sent before and is due to be tried again.
+
+        Returns:
+            What was taken back.
+        """
+        taken: list[Work] = []
+        for queue in (self._ready,) if unsent else (self._ready, self._again):
+            works = list(queue)
+            queue.clear()
+            for work in works:
+                (taken if work.shard in shards else queue).append(work)
+        for work in taken:
+            self._dropped(work)
+        return taken
 
     def abort(self, stopping: set[LeasedShard]) -> None:
         """Break off what is in flight of these shards."""
@@ -132,41 +206,76 @@ class Dispatcher:
         self._wake(len(self._idle))
         if self._slots:
             await asyncio.wait(self._slots, timeout=grace)
-        for slot in self._slots:
+        slots = list(self._slots)
+        for slot in slots:
             slot.cancel()
-        await asyncio.gather(*self._slots, return_exceptions=True)
-        if self._timer is not None:
-            self._timer.cancel()
+        await asyncio.gather(*slots, return_exceptions=True)
+        for timer in (self._timer, self._hold):
+            if timer is not None:
+                timer.cancel()
 
-    def _wake(self, count: int) -> None:
-        while count > 0 and self._idle:
+    # Slots
+
+    def _fill(self) -> None:
+        """Let as many slots work as there is something to do for."""
+        room = min(self.limit - len(self._in_flight), self.ready)
+        if room <= 0 or self._closing:
+            return
+        woken = self._wake(room)
+        while woken < room and len(self._slots) < self._limiter.limit:
+            slot = asyncio.create_task(self._slot())
+            self._slots.add(slot)
+            slot.add_done_callback(self._slot_ended)
+            woken += 1
+
+    def _slot_ended(self, slot: asyncio.Task[None]) -> None:
+        self._slots.discard(slot)
+        if not slot.cancelled() and (error := slot.exception()) is not None:
+            self._defect = error
+            self._broken.set()
+
+    def _wake(self, count: int) -> int:
+        woken = 0
+        while woken < count and self._idle:
             future = self._idle.pop()
             if not future.done():
                 future.set_result(None)
-                count -= 1
+                woken += 1
+        return woken
 
     async def _slot(self) -> None:
         loop = asyncio.get_running_loop()
         task = asyncio.current_task()
         assert task is not None
-        ready, recorder = self._ready, self._recorder
+        recorder, in_flight = self._recorder, self._in_flight
         while not self._closing:
             if not recorder.has_room:
                 await recorder.room()
                 continue
-            if not ready:
+            now = loop.time()
+            work = self._take() if self._may_send(now) else None
+            if work is None:
                 future = loop.create_future()
                 self._idle.append(future)
-                self._wanted()
                 await future
                 continue
-            work = ready.popleft()
-            if len(ready) < self.limit:
-                self._wanted()
-            work.tries.attempts += 1
-            if work.tries.attempts == 1:
-                work.since = loop.time()
-            self._in_flight[task] = work
+            if self._breaker.watching and (
+                (reason := self._breaker.verdict((work.shard.model, work.url), now)) is not None
+            ):
+                self._recorder.add(unsent_failure(work, reason))
+                work.body = b""
+                self.unsent += 1
+                if self.unsent % UNSENT == 0:
+                    await asyncio.sleep(0)
+                continue
+            tries = work.tries
+            tries.attempts += 1
+            again = tries.attempts > 1
+            self._retrying += again
+            if not again:
+                work.since = now
+            estimate = self._quota.sent(now, work.size)
+            in_flight[task] = work
             try:
                 outcome = await self._upstream.send(work.url, work.body)
             except asyncio.CancelledError:
@@ -176,23 +285,56 @@ class Dispatcher:
                 self._dropped(work)
                 continue
             finally:
-                del self._in_flight[task]
+                del in_flight[task]
+                self._retrying -= again
             if work.aborted:
                 # Its answer came at that very moment, and the cancellation had no effect.
                 task.uncancel()
-            self._settle(work, outcome)
+            self._settle(work, outcome, loop.time(), now, estimate)
+            if self._ready and len(in_flight) + 1 < self.limit:
+                self._fill()  # the limit has grown
 
-    def _settle(self, work: Work, outcome: Answer | Fault) -> None:
+    def _may_send(self, now: float) -> bool:
+        """Whether one more may be in flight; if it is only a matter of time, it is looked at again then."""
+        if len(self._in_flight) >= self.limit:
+            return False
+        wait = max(self._quota.wait(now), self._health.wait(now))
+        if wait <= 0:
+            return True
+        if self._hold is None:
+            self._hold = asyncio.get_running_loop().call_later(wait, self._held)
+        return False
+
+    def _held(self) -> None:
+        self._hold = None
+        self._fill()
+
+    def _take(self) -> Work | None:
+        """The next request; None when there is none."""
+        if self._again and (self._retrying < RETRY_SHARE * self.limit or not self._ready):
+            work = self._again.popleft()
+        elif self._ready:
+            work = self._ready.popleft()
+        else:
+            self._wanted()
+            return None
+        if len(self._ready) < self.limit:
+            self._wanted()
+        return work
+
+    # Outcomes
+
+    def _settle(self, work: Work, outcome: Answer | Fault, now: float, began: float, estimate: float) -> None:
         """A request's attempt has ended: record it, or let it wait for the next."""
-        if isinstance(outcome, Answer) and 200 <= outcome.status < 300:
-            self._last_success = asyncio.get_running_loop().time()
-            self._recorder.add(success(work, outcome))
+        result = self._learn(work, outcome, now, began, estimate)
+        if result is not None:
+            self._recorder.add(result)
             work.body = b""
             return
         tries = work.tries
         if retry.is_retryable(outcome):
             retry.note_failure(tries, outcome, others_succeeded=self._last_success > work.since)
-            work.since = asyncio.get_running_loop().time()
+            work.since = now
         again = retry.next_try(outcome, tries, now=time.time(), deadline=work.shard.deadline, draw=random.random)
         if again is None:
             self._recorder.add(failure(work, outcome))
@@ -201,7 +343,58 @@ class Dispatcher:
             self._dropped(work)
         else:
             heapq.heappush(self._waiting, (again, next(self._order), work))
+            self.waiting_of[work.shard.batch_id] += 1
+            self.waiting_bytes += work.size
             self._set_timer()
+
+    def _leaves_waiting(self, work: Work) -> None:
+        batch = work.shard.batch_id
+        self.waiting_of[batch] -= 1
+        if not self.waiting_of[batch]:
+            del self.waiting_of[batch]
+        self.waiting_bytes -= work.size
+
+    def _learn(self, work: Work, outcome: Answer | Fault, now: float, began: float, estimate: float) -> Result | None:
+        """Tell limiter, quota, health and breaker how an attempt ended; the result, if it was a good answer."""
+        limiter, in_flight = self._limiter, len(self._in_flight) + 1
+        if isinstance(outcome, Fault):
+            self.attempts[outcome.kind] += 1
+            self._breaker.failed((work.shard.model, work.url), outcome, now)
+            if outcome.kind == "unreachable":
+                self._health.failed(now)
+            elif outcome.kind == "timeout":
+                limiter.refused(now, began=began, in_flight=in_flight)
+            return None
+        status = outcome.status
+        self.attempts[status] += 1
+        if outcome.rate_limit is not None:
+            self._quota.told(now, outcome.rate_limit)
+        if 200 <= status < 300:
+            self._last_success = now
+            result = success(work, outcome)
+            usage = result.usage
+            if usage is None:
+                limiter.answered(now, began=began, in_flight=in_flight, work=1.0)
+            else:
+                if estimate:
+                    self._quota.answered(estimate, usage.input_tokens, usage.output_tokens)
+                limiter.answered(
+                    now, began=began, in_flight=in_flight, work=usage.output_tokens or usage.input_tokens or 1.0
+                )
+            self._health.succeeded(limiter.limit)
+            if self._breaker.watching:
+                self._breaker.succeeded((work.shard.model, work.url))
+            return result
+        self._breaker.failed((work.shard.model, work.url), outcome, now)
+        if status in (429, 503):
+            limiter.refused(now, began=began, in_flight=in_flight)
+        elif status < 500:
+            limiter.answered(now, began=began, in_flight=in_flight, work=1.0)
+        if status in AWAY:
+            self._health.failed(now)
+        elif status != 429:
+            self._health.succeeded(limiter.limit)
+        return None
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -212,14 +405,14 @@ class Dispatcher:
             self._timer = asyncio.get_running_loop().call_later(delay, self._due)
 
     def _due(self) -> None:
-        """Move requests whose next try has come to the front of the queue."""
+        """Queue the requests whose next try has come."""
         self._timer = None
         now = time.time()
-        due = []
         while self._waiting and self._waiting[0][0] <= now:
-            due.append(heapq.heappop(self._waiting)[2])
-        self._ready.extendleft(reversed(due))
-        self._wake(len(due))
+            work = heapq.heappop(self._waiting)[2]
+            self._leaves_waiting(work)
+            self._again.append(work)
+        self._fill()
         self._set_timer()
 
 
@@ -257,3 +450,9 @@ def failure(work: Work, outcome: Answer | Fault) -> Result:
         body=error_body(outcome.body),
     )
     return Result(work, "error", line, None)
+
+
+def unsent_failure(work: Work, reason: Failure) -> Result:
+    """The result of a request that was not sent, because it could only fail; its batch shows the reason too."""
+    id = ids.request_id(work.shard.batch_id, work.request)
+    return Result(work, "error", failure_line(id, work.custom_id, reason), None, reason)

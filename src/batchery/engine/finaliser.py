@@ -1,26 +1,28 @@
 """The finaliser: turns an ended run into finished files.
 
-It joins the log's segments into one blob for each file, adds a line for every request that never ran, and then, in one
-transaction, shows the terminal status, the files and the counts together. Until that transaction nothing has changed,
-so a crash anywhere before it costs only the work. The log's rows are dropped afterwards, a few at a time.
+It joins the log's segments into one blob for each file, adds a line for every request that never ran, notes in a result
+index how each request ended and where its line is, and then, in one transaction, shows the terminal status, the files
+and the counts together. Until that transaction nothing has changed, so a crash anywhere before it costs only the work.
+The log's rows are dropped afterwards, a few at a time.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Iterable
 
 import structlog
 
 from batchery.engine import lifecycle
-from batchery.engine.lease import BatchLease
+from batchery.engine.lease import BatchLeases
 from batchery.engine.reader import Reader
-from batchery.store import batches, files, results, shards
+from batchery.store import batches, dead_blobs, files, result_index, results, shards, webhooks
 from batchery.store.batches import BatchRow
-from batchery.store.blobs import BlobStore, Writer, new_key
+from batchery.store.blobs import BlobStore, Writer, new_key, write_whole
 from batchery.store.database import Database
 from batchery.store.errors import StoreFull
 from batchery.store.ids import new_id
+from batchery.store.result_index import ResultIndex, Status
 from batchery.wire import ids
 from batchery.wire.results import Failure, Kind, failure_line
 
@@ -28,6 +30,30 @@ log = structlog.get_logger()
 
 NEVER_RAN_PIECE = 500
 DROP_SEGMENTS = 64
+
+
+class _Errors:
+    """An error file that is being written.
+
+    Attributes:
+        writer: where it goes.
+        lines: how many it has.
+        invalid: how many of them are those of bad lines that are written only now.
+    """
+
+    def __init__(self, writer: Writer, lines: int) -> None:
+        self.writer = writer
+        self.lines = lines
+        self.invalid = 0
+
+    async def add(self, lines: list[bytes], requests: Iterable[int], status: Status, index: ResultIndex) -> None:
+        """Append lines, and note for their requests where they are."""
+        offset = self.writer.size
+        await self.writer.write(b"".join(lines))
+        for request, line in zip(requests, lines, strict=True):
+            index.put(request, status, offset, len(line), 0)
+            offset += len(line)
+        self.lines += len(lines)
 
 
 class Finaliser:
@@ -41,7 +67,7 @@ class Finaliser:
         seconds: that a batch stays ours without renewal.
 
     Attributes:
-        lease: on the batch that is being finished.
+        leases: on the batches that are being finished.
     """
 
     def __init__(self, database: Database, blobs: BlobStore, reader: Reader, worker: str, seconds: float) -> None:
@@ -50,44 +76,59 @@ class Finaliser:
         self._reader = reader
         self._worker = worker
         self._seconds = seconds
-        self.lease = BatchLease(database, worker)
+        self.leases = BatchLeases(database, worker)
 
-    async def finish_one(self) -> bool:
-        """Finish one batch that is ready for it.
-
-        Returns:
-            Whether there was one.
+    async def claim(self) -> BatchRow | None:
+        """Take a batch that is ready to be finished; `finish` is to follow at once.
 
         Raises:
-            StoreError: it could not be finished now, and will be tried again.
+            StoreError: none could be taken.
         """
         now = time.time()
         async with self._database.write() as connection:
             row = await batches.claim(connection, self._worker, ("finalizing", "cancelling"), now, now + self._seconds)
-            if row is None:
-                return False
-            await shards.fence(connection, row.id)
-        async with self.lease.held(row.id):
+            if row is not None:
+                await shards.fence(connection, row.id)
+        return row
+
+    async def finish(self, row: BatchRow) -> None:
+        """Finish a batch that was claimed. Several may be at it at a time.
+
+        Raises:
+            StoreError: it could not be finished now, and can be claimed again.
+        """
+        async with self.leases.held(row.id):
             shown = await self._finish(row)
         if shown:
             await self.drop_log(row.id)
-        return True
 
     async def _finish(self, row: BatchRow) -> bool:
-        left = await self._never_ran(row)
-        keys = [new_key("output", new_id()), new_key("error", new_id())]
+        before = await self._reader.results(row.result_index)
+        index = before or ResultIndex.empty(await self._reader.numbers(row.id))
+        left = await self._never_ran(row, before)
+        async with self._database.read() as connection:
+            grown = await files.get(connection, row.output_file)
+        keys = [new_key("output", new_id()), new_key("error", new_id()), new_key("results", new_id())]
         try:
             async with self._blobs.write(keys[0]) as output:
-                await self._copy(row, "output", output)
+                first = 0
+                if grown is not None and grown.blob_key is not None:  # the batch has ended before: its output goes on
+                    first = grown.blob_lines
+                    async for piece in self._blobs.stream(grown.blob_key, 0, grown.blob_size):
+                        await output.write(piece)
+                await self._copy(row, "output", first, output, index)
                 await output.close()
-            error: Writer | None = None
-            if row.error_lines or left:
-                async with self._blobs.write(keys[1]) as error:
-                    await self._copy(row, "error", error)
-                    async for lines in self._never_ran_lines(row, left):
-                        await error.write(lines)
-                    await error.close()
-            shown = await self._show(row, output, error, len(left))
+            error: _Errors | None = None
+            if row.error_lines or left or row.failed < row.invalid:
+                async with self._blobs.write(keys[1]) as writer:
+                    error = _Errors(writer, row.error_lines)
+                    await self._copy(row, "error", 0, writer, index)
+                    if row.in_progress_at is None:  # it ended before its bad lines were all written
+                        await self._add_invalid(row, error, index)
+                    await self._add_never_ran(row, left, error, index)
+                    await writer.close()
+            await write_whole(self._blobs, keys[2], result_index.encode(index))
+            shown = await self._show(row, output, error, keys[2], len(left))
         except StoreFull:  # or each further try would leave one more copy
             await self._blobs.delete(keys)
             raise
@@ -95,7 +136,9 @@ class Finaliser:
             await self._blobs.delete(keys)
         return shown
 
-    async def _show(self, row: BatchRow, output: Writer, error: Writer | None, never_ran: int) -> bool:
+    async def _show(
+        self, row: BatchRow, output: Writer, error: _Errors | None, results_key: str, never_ran: int
+    ) -> bool:
         """Make the end visible, all of it in one transaction.
 
         Returns:
@@ -103,8 +146,9 @@ class Finaliser:
             the next round finishes it anew.
         """
         now = int(time.time())
+        failed = row.failed + (0 if error is None else error.invalid)
         change = lifecycle.finished(
-            row.status, row.ending, total=row.total, completed=row.completed, failed=row.failed, now=now
+            row.status, row.ending, total=row.total, completed=row.completed, failed=failed, now=now
         )
         expires_at = None if row.output_expires_after is None else now + row.output_expires_after
         error_file = row.error_file
@@ -115,6 +159,8 @@ class Finaliser:
             if current.status != row.status:
                 await batches.change_many(connection, [{"id": row.id, "lease_owner": None, "lease_until": None}])
                 return False
+            grown = await files.get(connection, row.output_file)
+            await dead_blobs.note(connection, (None if grown is None else grown.blob_key, row.result_index), now)
             await files.finish(
                 connection,
                 row.output_file,
@@ -136,18 +182,26 @@ class Finaliser:
                 await files.finish(
                     connection,
                     error_file,
-                    blob_key=error.key,
-                    size=error.size,
-                    lines=row.error_lines + never_ran,
-                    sha256=error.sha256,
+                    blob_key=error.writer.key,
+                    size=error.writer.size,
+                    lines=error.lines,
+                    sha256=error.writer.sha256,
                     expires_at=expires_at,
                 )
             await batches.change(
                 connection,
                 row.id,
                 expect=row.status,
-                changes=change | {"error_file": error_file, "lease_owner": None, "lease_until": None},
+                changes=change
+                | {
+                    "error_file": error_file,
+                    "failed": failed,
+                    "result_index": results_key,
+                    "lease_owner": None,
+                    "lease_until": None,
+                },
             )
+            await webhooks.tell(connection, row.id, now)
             await shards.drop(connection, row.id)
         log.info(
             "batch ended",
@@ -155,51 +209,70 @@ class Finaliser:
             status=change["status"],
             total=row.total,
             completed=row.completed,
-            failed=row.failed,
+            failed=failed,
             never_ran=never_ran,
         )
         return True
 
-    async def _never_ran(self, row: BatchRow) -> list[int]:
+    async def _never_ran(self, row: BatchRow, before: ResultIndex | None) -> list[int]:
         """The requests without a result, in file order."""
         if row.completed + row.failed >= row.total:
             return []
+        if row.in_progress_at is None:  # it ended before it was planned
+            return list(range(row.total - row.invalid)) if before is None else before.to_retry()
         async with self._database.read() as connection:
             plan = await shards.of_batch(connection, row.id)
-        if not plan:  # it ended before it was planned
-            return list(range(row.total))
         return sorted(request for shard in plan for _, request in shard.left())
 
-    async def _never_ran_lines(self, row: BatchRow, requests: list[int]) -> AsyncIterator[bytes]:
+    async def _add_never_ran(self, row: BatchRow, requests: list[int], error: _Errors, index: ResultIndex) -> None:
+        status: Status = "cancelled" if row.status == "cancelling" else "expired"
         failure = Failure(*lifecycle.never_ran(row.status))
         for start in range(0, len(requests), NEVER_RAN_PIECE):
             piece = requests[start : start + NEVER_RAN_PIECE]
             custom_ids = await self._reader.custom_ids(row.id, piece)
-            yield b"".join(
+            lines = [
                 failure_line(ids.request_id(row.id, request), custom_id, failure)
                 for request, custom_id in zip(piece, custom_ids, strict=True)
-            )
+            ]
+            await error.add(lines, piece, status, index)
 
-    async def _copy(self, row: BatchRow, kind: Kind, writer: Writer) -> None:
-        """Write a growing file's lines, as they stand in the log."""
-        position = 0
+    async def _add_invalid(self, row: BatchRow, error: _Errors, index: ResultIndex) -> None:
+        first = row.total - row.invalid + row.error_lines
+        async for lines in self._reader.invalid_lines(row, row.error_lines):
+            await error.add(lines, range(first, first + len(lines)), "invalid", index)
+            first += len(lines)
+            error.invalid += len(lines)
+
+    async def _copy(self, row: BatchRow, kind: Kind, position: int, writer: Writer, index: ResultIndex) -> None:
+        """Write a growing file's lines from `position` on, as they stand in the log, and note where each is."""
+        good = row.total - row.invalid
         while True:
             async with self._database.read() as connection:
                 segments = await results.read(connection, row.id, kind, position)
             if not segments:
                 return
             for segment in segments:
+                start = offset = writer.size
                 await writer.write(segment.body)
+                for request, end, attempts in zip(segment.requests, segment.ends, segment.attempts, strict=True):
+                    status: Status = "completed" if kind == "output" else "failed" if request < good else "invalid"
+                    index.put(request, status, offset, start + end - offset, attempts)
+                    offset = start + end
                 position = segment.position + len(segment.ends)
 
     async def drop_log(self, batch: str) -> None:
         """Drop the rows of an ended batch's log, whose lines are in its files now.
+
+        A batch that lives again, because it is retried, keeps what is left: each step looks at its status under lock.
 
         Raises:
             StoreError: it could not be done now; the reaper does it later.
         """
         while True:
             async with self._database.write() as connection:
+                row = await batches.get(connection, batch, lock=True)
+                if row is None or not lifecycle.is_terminal(row.status):
+                    return
                 if await results.drop_some(connection, batch, DROP_SEGMENTS) == 0:
                     await batches.change_many(connection, [{"id": batch, "has_log": False}])
                     return

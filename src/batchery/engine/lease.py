@@ -1,4 +1,4 @@
-"""The lease on a batch that is being planned or finalised.
+"""The leases on batches that are being planned or finalised.
 
 The worker's heartbeat renews it for as long as the work goes on. When the work fails, the batch is put off for a
 moment, so that others go first; if not even that can be written down, the lease lapses by itself.
@@ -18,26 +18,26 @@ PUT_OFF = 1.0
 """Seconds before a batch is tried again whose planning or finishing has failed."""
 
 
-class BatchLease:
-    """The lease that one role of a worker has on at most one batch.
+class BatchLeases:
+    """The leases that one role of a worker has on batches.
 
     Args:
         database: the tables.
         worker: its id.
 
     Attributes:
-        batch: the batch that is worked on now; its lease is to be renewed.
+        batches: what is worked on now; these leases are to be renewed.
     """
 
     def __init__(self, database: Database, worker: str) -> None:
         self._database = database
         self._worker = worker
-        self.batch: str | None = None
+        self.batches: set[str] = set()
 
     @asynccontextmanager
     async def held(self, batch: str) -> AsyncIterator[None]:
         """Work on a batch that was just claimed."""
-        self.batch = batch
+        self.batches.add(batch)
         try:
             yield
         except StoreError:
@@ -46,4 +46,4 @@ class BatchLease:
                     await batches.renew(connection, self._worker, [batch], time.time() + PUT_OFF)
             raise
         finally:
-            self.batch = None
+            self.batches.discard(batch)

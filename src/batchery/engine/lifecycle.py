@@ -6,15 +6,16 @@
         │                          │
         └── cancel (also while finalizing) ──▶ cancelling ──▶ cancelled
 
-A file with bad lines gives a batch that is `failed` from the start. A terminal status never changes, and exactly one
-terminal stamp is ever set. Callers apply a change only if the status is still the one it was decided on.
+A file with bad lines gives a batch that is `failed` from the start. Exactly one terminal stamp is ever set, and a
+terminal status never changes, but that a retry takes the batch back to `validating`. Callers apply a change only if the
+status is still the one it was decided on.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from batchery.wire.errors import Conflict
+from batchery.wire.errors import BadRequest, Conflict
 
 TERMINAL = ("completed", "failed", "expired", "cancelled")
 TERMINAL_STAMPS = ("completed_at", "failed_at", "expired_at", "cancelled_at")
@@ -68,6 +69,42 @@ def cancelled_by_caller(status: str, *, now: int) -> Change | None:
     if is_terminal(status):
         raise Conflict(f"Cannot cancel a batch with status '{status}'.", code="batch_not_cancellable")
     return {"status": "cancelling", "cancelling_at": now}
+
+
+def retried(status: str, *, total: int, completed: int, invalid: int, window: int, now: int) -> Change:
+    """Somebody asks to run again what has no good answer: under the same id, with a fresh window.
+
+    Args:
+        status: the batch's own.
+        total: its requests.
+        completed: those with a good answer.
+        invalid: those that are bad lines, which never ran and never will.
+        window: its completion window, in seconds.
+
+    Raises:
+        Conflict: the batch has not ended.
+        BadRequest: there is nothing to run again.
+    """
+    if not is_terminal(status):
+        raise Conflict(
+            f"Cannot retry a batch with status '{status}'; wait until it has ended, or cancel it first.",
+            code="batch_not_retryable",
+        )
+    if completed + invalid >= total:
+        raise BadRequest(
+            "There is nothing to retry: no request of this batch that could run has failed, expired or been cancelled.",
+            code="nothing_to_retry",
+        )
+    return {
+        "status": "validating",
+        "expires_at": now + window,
+        "in_progress_at": None,
+        "finalizing_at": None,
+        "ending": None,
+        "errors": None,
+        "cancelling_at": None,
+        **dict.fromkeys(TERMINAL_STAMPS),
+    }
 
 
 def finished(status: str, ending: str | None, *, total: int, completed: int, failed: int, now: int) -> Change:

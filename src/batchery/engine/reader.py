@@ -6,23 +6,30 @@ shard's lines are. Indexes are kept while there is room for them.
 
 from __future__ import annotations
 
-import asyncio
+from array import array
 from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import suppress
 
 import msgspec
 
 from batchery.engine.work import LeasedShard, Work
-from batchery.store import batches, files, line_index
+from batchery.store import batches, files, line_index, result_index
+from batchery.store.batches import BatchRow
 from batchery.store.blobs import BlobStore
 from batchery.store.database import Database
-from batchery.store.errors import StoreUnavailable
+from batchery.store.errors import StoreError, StoreUnavailable
+from batchery.store.result_index import ResultIndex
+from batchery.wire import ids
+from batchery.wire.file_index import FileIndex, problem_of
 from batchery.wire.lines import read_request
-from batchery.wire.validation import FileIndex
+from batchery.wire.results import Failure, failure_line
 
 PIECE_BYTES = 1024 * 1024
-PIECE_REQUESTS = 128
+PIECE_REQUESTS = 256
+ALIKE_REQUESTS = 16
 INDEX_CACHE_BYTES = 48 * 1024 * 1024
-SPARSE_READS = 16
+INVALID_PIECE = 1_000
 
 
 class _Input(msgspec.Struct, frozen=True):
@@ -43,17 +50,29 @@ class Reader:
         self._blobs = blobs
         self._inputs: OrderedDict[str, _Input] = OrderedDict()
 
-    async def take(self, shard: LeasedShard) -> list[Work]:
+    async def note_prefixes(self, shards: Iterable[LeasedShard]) -> None:
+        """Note with which beginning each of these shards goes on, as far as it can be read just now."""
+        for shard in shards:
+            with suppress(StoreError):
+                _note_prefix(shard, (await self._input(shard.batch_id)).index)
+
+    async def take(self, shard: LeasedShard, *, alike: bool = False) -> list[Work]:
         """The shard's next requests, which it then no longer lists as unread.
+
+        Args:
+            alike: go not far beyond those whose prompts begin like the first one's.
 
         Raises:
             StoreError: they cannot be read just now; the shard is as before.
         """
         source = await self._input(shard.batch_id)
-        lengths = source.index.lengths
+        lengths, prefixes = source.index.lengths, source.index.prefixes
+        first = prefixes.key(shard.unread[-1][1])
         piece: list[tuple[int, int]] = []
         total = 0
         for place, request in reversed(shard.unread):
+            if alike and len(piece) >= ALIKE_REQUESTS and prefixes.key(request) != first:
+                break
             piece.append((place, request))
             total += lengths[request]
             if total >= PIECE_BYTES or len(piece) >= PIECE_REQUESTS:
@@ -65,8 +84,29 @@ class Reader:
             works.append(
                 Work(shard, place, request, custom_id=read.custom_id, url=read.url, body=memoryview(read.body))
             )
+        if shard.copies is not None:
+            for work in works:
+                work.copies = shard.copies.get(work.place, ())
         del shard.unread[-len(piece) :]
+        _note_prefix(shard, source.index)
         return works
+
+    async def lines(self, batch: str, requests: Sequence[int]) -> AsyncIterator[tuple[Sequence[int], list[bytes]]]:
+        """The lines of some requests of a batch, in file order, a piece at a time.
+
+        Raises:
+            StoreError: they cannot be read just now.
+        """
+        source = await self._input(batch)
+        lengths = source.index.lengths
+        first, total = 0, 0
+        for place, request in enumerate(requests):
+            total += lengths[request]
+            if total >= PIECE_BYTES:
+                yield requests[first : place + 1], await self._lines(source, list(requests[first : place + 1]))
+                first, total = place + 1, 0
+        if first < len(requests):
+            yield requests[first:], await self._lines(source, list(requests[first:]))
 
     async def custom_ids(self, batch: str, requests: list[int]) -> list[str]:
         """The `custom_id` of some requests of a batch, for lines that say why they never ran.
@@ -87,6 +127,47 @@ class Reader:
         found += [read_request(line).custom_id for line in await self._lines(source, piece)]
         return found
 
+    async def invalid_lines(self, row: BatchRow, first: int) -> AsyncIterator[list[bytes]]:
+        """The error lines for the bad lines of a batch's input file, in file order, a piece at a time.
+
+        Args:
+            first: leave out so many of them.
+
+        Raises:
+            StoreError: they cannot be read just now.
+        """
+        source = await self._input(row.id)
+        good = row.total - row.invalid
+        bad = source.index.bad
+        lines: list[bytes] = []
+        for place in range(first, len(bad)):
+            read = not bad.is_too_large(place)
+            text = await self._read(source, bad.starts[place], bad.lengths[place]) if read else b""
+            problem = problem_of(source.index, place, text)
+            lines.append(
+                failure_line(
+                    ids.request_id(row.id, good + place),
+                    problem.custom_id,
+                    Failure(problem.code, problem.message),
+                    line=problem.line,
+                )
+            )
+            if len(lines) >= INVALID_PIECE:
+                yield lines
+                lines = []
+        if lines:
+            yield lines
+
+    async def results(self, key: str | None) -> ResultIndex | None:
+        """How the requests of a batch ended that has ended before; None where there is no such index.
+
+        Raises:
+            StoreError: it cannot be read just now.
+        """
+        if key is None:
+            return None
+        return await read_results(self._blobs, key)
+
     async def _lines(self, source: _Input, requests: list[int]) -> list[bytes]:
         """The lines of some requests: in one read where they lie close together, else in several at a time."""
         if not requests:
@@ -97,16 +178,16 @@ class Reader:
         if end - first <= 2 * sum(lengths[request] for request in requests) + PIECE_BYTES // 4:
             data = await self._read(source, first, end - first)
             return [data[starts[request] - first : starts[request] - first + lengths[request]] for request in requests]
-        lines: list[bytes] = []
-        for some in range(0, len(requests), SPARSE_READS):
-            reads = (self._read(source, starts[i], lengths[i]) for i in requests[some : some + SPARSE_READS])
-            lines += await asyncio.gather(*reads)
+        wanted = [lengths[request] for request in requests]
+        lines = await self._blobs.read_each(source.blob_key, [starts[request] for request in requests], wanted)
+        if list(map(len, lines)) != wanted:
+            raise _short(source)
         return lines
 
     async def _read(self, source: _Input, start: int, length: int) -> bytes:
         data = await self._blobs.read(source.blob_key, start, length)
         if len(data) != length:
-            raise StoreUnavailable(f"the blob {source.blob_key} is shorter than its index says")
+            raise _short(source)
         return data
 
     async def index(self, batch: str) -> FileIndex:
@@ -116,6 +197,16 @@ class Reader:
             StoreError: it cannot be read just now.
         """
         return (await self._input(batch)).index
+
+    async def numbers(self, batch: str) -> array[int]:
+        """The physical line of each request of a batch, bad lines after the good ones.
+
+        Raises:
+            StoreError: it cannot be read just now.
+        """
+        index = (await self._input(batch)).index
+        numbers = index.numbers if index.numbers is not None else array("I", range(1, len(index) + 1))
+        return numbers + index.bad.numbers
 
     async def _input(self, batch: str) -> _Input:
         source = self._inputs.get(batch)
@@ -138,5 +229,28 @@ class Reader:
         return source
 
 
+async def read_results(blobs: BlobStore, key: str) -> ResultIndex:
+    """The result index in a blob.
+
+    Raises:
+        StoreError: it cannot be read just now.
+    """
+    pieces = [piece async for piece in blobs.stream(key)]
+    try:
+        return result_index.decode(b"".join(pieces))
+    except result_index.DamagedIndexError as error:
+        raise StoreUnavailable(f"the blob {key} cannot be used: {error}") from error
+
+
+def _note_prefix(shard: LeasedShard, index: FileIndex) -> None:
+    if shard.unread:
+        shard.prefix = index.prefixes.key(shard.unread[-1][1])
+
+
+def _short(source: _Input) -> StoreUnavailable:
+    return StoreUnavailable(f"the blob {source.blob_key} is shorter than its index says")
+
+
 def _size(index: FileIndex) -> int:
-    return (20 if index.numbers is not None else 16) * len(index) + 1024
+    each = 16 + 4 * (index.numbers is not None) + 2 * (index.prefixes.groups is not None)
+    return each * len(index) + 8 * len(index.prefixes.keys) + 1024

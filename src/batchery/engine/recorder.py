@@ -17,6 +17,7 @@ from collections.abc import Callable
 import structlog
 
 from batchery.engine import lifecycle
+from batchery.engine.histogram import Histogram
 from batchery.engine.work import LeasedShard, Result, Work
 from batchery.store import batches, files, results, shards
 from batchery.store.batches import BatchRow
@@ -24,12 +25,13 @@ from batchery.store.database import Database
 from batchery.store.errors import StoreError
 from batchery.store.ids import new_id
 from batchery.store.results import Segment
+from batchery.wire.objects import BatchError
 from batchery.wire.results import Kind, Usage
 
 log = structlog.get_logger()
 
-INTERVAL = 0.025
-"""Seconds between the starts of commits, when results keep coming."""
+INTERVAL = 0.04
+"""Seconds between the starts of commits, when results keep coming: at most 50 ms pass until an answer is on disk."""
 
 MAX_BYTES = 32 * 1024 * 1024
 """Bytes of lines that may wait to be recorded before new requests are held back."""
@@ -38,6 +40,13 @@ COMMIT_BYTES = 4 * 1024 * 1024
 """Bytes of lines that start a commit at once and bound a segment."""
 
 RETRY_PAUSE = 0.5
+
+COMMIT_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+COMMIT_RESULTS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0, 2_000.0, 5_000.0, 10_000.0)
+"""Bounds of the histograms."""
+
+MAX_REASONS = 100
+"""Reasons for not sending requests that a batch shows."""
 
 
 class Recorder:
@@ -49,6 +58,12 @@ class Recorder:
         recorded: called after each commit with the works that are settled: recorded, or dropped because the lease
             was lost.
         batch_done: called when a commit has completed a batch, which can then be finalised.
+        copied: called with each result that is also that of other requests.
+
+    Attributes:
+        count: results recorded so far.
+        seconds: how long each commit took, those that failed before it did not count.
+        sizes: how many results each had.
     """
 
     def __init__(
@@ -57,11 +72,13 @@ class Recorder:
         worker: str,
         recorded: Callable[[list[Work]], None],
         batch_done: Callable[[], None],
+        copied: Callable[[Result], None] | None = None,
     ) -> None:
         self._database = database
         self._worker = worker
         self._recorded = recorded
         self._batch_done = batch_done
+        self._copied = copied
         self._pending: list[Result] = []
         self._pending_bytes = 0
         self._committing_bytes = 0
@@ -70,9 +87,15 @@ class Recorder:
         self._room = asyncio.Event()
         self._room.set()
         self._closing = False
+        self.count = 0
+        self.seconds = Histogram(COMMIT_SECONDS)
+        self.sizes = Histogram(COMMIT_RESULTS)
 
     def add(self, result: Result) -> None:
         """Take a result; it is recorded soon."""
+        if result.work.copies:
+            assert self._copied is not None
+            self._copied(result)
         self._pending.append(result)
         self._pending_bytes += len(result.line)
         self._arrived.set()
@@ -120,8 +143,11 @@ class Recorder:
         self._full.clear()
         failures = 0
         while True:
+            began = time.monotonic()
             try:
                 await self._commit(group)
+                self.seconds.observe(time.monotonic() - began)
+                self.sizes.observe(len(group))
                 break
             except StoreError as error:
                 failures += 1
@@ -184,6 +210,7 @@ class Recorder:
                 [{"shard": shard.id, "bits": bytes(shard.bits)} for shard in held if not _is_done(shard)],
                 [shard.id for shard in held if _is_done(shard)],
             )
+        self.count += sum(map(len, held.values()))
         if done:
             self._batch_done()
 
@@ -204,11 +231,15 @@ def _record_batch(
 ) -> tuple[dict[str, object], list[Segment], dict[str, object] | None]:
     """What a group's results do to their batch: its changed columns, the segments, and its error file if new."""
     usage = Usage(row.input_tokens, row.cached_tokens, row.output_tokens, row.reasoning_tokens)
+    saved, copies = Usage(), 0
     lines: dict[Kind, list[Result]] = {"output": [], "error": []}
     for result in items:
         lines[result.kind].append(result)
         if result.usage is not None:
             usage.add(result.usage)
+        elif result.saved is not None and result.kind == "output":
+            copies += 1
+            saved.add(result.saved)
     output = _segments(row.id, "output", row.output_lines, lines["output"])
     error = _segments(row.id, "error", row.error_lines, lines["error"])
     error_file = None
@@ -232,13 +263,28 @@ def _record_batch(
         "error_lines": row.error_lines + len(lines["error"]),
         "error_bytes": row.error_bytes + sum(len(segment.body) for segment in error),
         "error_file": error_id,
+        "errors": _with_reasons(row.errors, lines["error"]),
         "input_tokens": usage.input_tokens,
         "cached_tokens": usage.cached_tokens,
         "output_tokens": usage.output_tokens,
         "reasoning_tokens": usage.reasoning_tokens,
+        "deduplicated": row.deduplicated + copies,
+        "deduplicated_input_tokens": row.deduplicated_input_tokens + saved.input_tokens,
+        "deduplicated_output_tokens": row.deduplicated_output_tokens + saved.output_tokens,
     }
     change |= lifecycle.recorded(row.status, total=row.total, completed=completed, failed=failed, now=now) or {}
     return change, output + error, error_file
+
+
+def _with_reasons(errors: bytes | None, items: list[Result]) -> bytes | None:
+    """A batch's errors with the reasons for which requests were not sent, each once."""
+    reasons = {result.reason for result in items if result.reason is not None}
+    if not reasons:
+        return errors
+    known = [] if errors is None else batches.decode_errors(errors)
+    texts = {error.message for error in known}
+    new = [BatchError(code=reason.code, message=reason.message) for reason in reasons if reason.message not in texts]
+    return batches.encode_errors((known + new)[:MAX_REASONS])
 
 
 def _segments(batch: str, kind: Kind, position: int, items: list[Result]) -> list[Segment]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
+from batchery.engine.duplicates import split
 from batchery.engine.retry import Tries
 from batchery.store.shards import ShardRow
-from batchery.wire.results import Kind, Usage
+from batchery.wire.results import Failure, Kind, Usage
 
 
 class LeasedShard:
@@ -21,19 +24,26 @@ class LeasedShard:
         size: requests in the shard, recorded ones included.
         bits: one bit for each that is recorded.
         unread: (place, request) of those not yet read from the file, in reverse order.
-        open: how many are read and have no recorded result yet.
+        prefix: the key of the beginning that the prompt of the next unread one shares with others; 0 where unknown.
+        open: how many are read, or are copies of what is, and have no recorded result yet.
         unreadable_until: when its lines may be read again after that has failed, on the monotonic clock.
+        copies: by place, (place, request) of those that are answered by the answer of the request there; None where
+            there are no duplicates.
         stopping: whether nothing more of it is to be sent, because its batch has been cancelled or has expired.
+        returning: whether nothing more of it is to be sent, because it is given back for something more urgent.
     """
 
     __slots__ = (
         "batch_id",
         "bits",
+        "copies",
         "deadline",
         "epoch",
         "id",
         "model",
         "open",
+        "prefix",
+        "returning",
         "size",
         "stopping",
         "unread",
@@ -48,9 +58,15 @@ class LeasedShard:
         self.epoch = row.epoch
         self.size = len(row.requests) // 4
         self.bits = bytearray(row.done or bytes((self.size + 7) // 8))
-        self.unread = row.left()[::-1]
+        self.copies: dict[int, list[tuple[int, int]]] | None = None
+        left = row.left()
+        if row.twins is not None:
+            left, self.copies = split(left, row.twins)
+        self.unread = left[::-1]
+        self.prefix = 0
         self.open = 0
         self.stopping = False
+        self.returning = False
         self.unreadable_until = 0.0
 
     def mark(self, place: int) -> None:
@@ -71,10 +87,11 @@ class Work:
         size: of that body, in bytes.
         tries: its attempts so far.
         since: when the last of them failed, or the first began, on the event loop's clock.
+        copies: (place, request) of the duplicates that are answered by its answer.
         aborted: whether it was taken off its upstream because its batch has ended.
     """
 
-    __slots__ = ("aborted", "body", "custom_id", "place", "request", "shard", "since", "size", "tries", "url")
+    __slots__ = ("aborted", "body", "copies", "custom_id", "place", "request", "shard", "since", "size", "tries", "url")
 
     def __init__(
         self, shard: LeasedShard, place: int, request: int, *, custom_id: str, url: str, body: bytes | memoryview
@@ -88,6 +105,7 @@ class Work:
         self.size = len(body)
         self.tries = Tries()
         self.since = 0.0
+        self.copies: Sequence[tuple[int, int]] = ()
         self.aborted = False
 
 
@@ -99,9 +117,13 @@ class Result(msgspec.Struct, frozen=True):
         kind: which file its line goes to.
         line: the line, with its line break.
         usage: the tokens that the answer reports.
+        reason: why the request was not sent, if it was not; its batch shows it too.
+        saved: the tokens of the answer, where that is another request's.
     """
 
     work: Work
     kind: Kind
     line: bytes
     usage: Usage | None
+    reason: Failure | None = None
+    saved: Usage | None = None

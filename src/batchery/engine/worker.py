@@ -12,25 +12,34 @@ import platform
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import structlog
 
 from batchery import __version__
+from batchery.engine.copies import Copies
 from batchery.engine.dispatcher import Dispatcher
+from batchery.engine.egress import Network
+from batchery.engine.feeder import Feeder
 from batchery.engine.finaliser import Finaliser
-from batchery.engine.planner import SHARD_REQUESTS, Planner
+from batchery.engine.limiter import AdaptiveLimit, FixedLimit
+from batchery.engine.planner import Planner
+from batchery.engine.quota import Quota
 from batchery.engine.reader import Reader
 from batchery.engine.reaper import Reaper
 from batchery.engine.recorder import Recorder
-from batchery.engine.scheduler import Scheduler, shards_wanted
-from batchery.engine.work import LeasedShard, Work
-from batchery.store import batches, shards, workers
+from batchery.engine.retention import Retention
+from batchery.engine.throughput import Throughput
+from batchery.engine.webhooks import Deliverer
+from batchery.engine.work import LeasedShard, Result
+from batchery.engine.yielding import LOOK, Yielding
+from batchery.store import agenda, batch_sums, batches, shards, workers
 from batchery.store.blobs import BlobStore
 from batchery.store.database import Database
 from batchery.store.errors import StoreError
 from batchery.store.ids import new_id
-from batchery.upstreams.base import Upstream
+from batchery.upstreams.base import TellsLoad, Upstream
 
 log = structlog.get_logger()
 
@@ -41,17 +50,20 @@ BEAT = 2.0
 POLL = 0.25
 """Seconds between looks at the database when nobody says that there is something new."""
 
+TELL = 1.0
+"""Seconds between looks for webhooks to send, while no batch ends here."""
+
 SILENCE = 2.0
 """Seconds between looks for workers that have died, and for logs that are left."""
 
-OPEN_BYTES = 32 * 1024 * 1024
-"""Bytes of request bodies that may be read and not yet recorded."""
+RETENTION = 60.0
+"""Seconds between looks for what has expired or was deleted."""
 
 STEP_PATIENCE = 5.0
 """Seconds that a role may take to finish its step when the worker stops."""
 
-UNREADABLE = 5.0
-"""Seconds before the lines of a shard are read again that could not be read; the others go first."""
+FINISHING = 4
+"""Batches that are finished at a time: most of it is waiting for disks."""
 
 PAUSE = 0.5
 """Seconds before a role tries again after the database or the store has failed."""
@@ -61,16 +73,23 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How a worker works.
 
     Attributes:
-        max_in_flight: requests at the upstream at once.
+        max_in_flight: requests at the upstream at once; None to find out how many are best.
+        requests_per_minute, tokens_per_minute: what may be sent in any minute; None for no limit.
+        yield_share: of what the upstream works on that is given up at most while others wait there, 0 to 1.
         cancel_grace: seconds that requests in flight may take after their batch was cancelled or has expired.
         stop_grace: the same after the worker was asked to stop.
         alone: whether no other worker can be alive on this database.
+        webhook_networks: networks that webhooks may go to although they are not the public internet's.
     """
 
-    max_in_flight: int = 256
+    max_in_flight: int | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    yield_share: float = 0.0
     cancel_grace: float = 10.0
     stop_grace: float = 10.0
     alone: bool = False
+    webhook_networks: tuple[Network, ...] = ()
 
 
 class Worker:
@@ -93,30 +112,42 @@ class Worker:
         self._to_watch = asyncio.Event()
         self._to_finish = asyncio.Event()
         self._to_reap = asyncio.Event()
+        self._to_retain = asyncio.Event()
+        self._to_tell = asyncio.Event()
+        self._to_yield = asyncio.Event()
         self._database = database
         self._settings = settings
         self._reader = Reader(database, blobs)
-        self._recorder = Recorder(database, self.id, self._recorded, self._batch_done)
-        self._dispatcher = Dispatcher(upstream, self._recorder, settings.max_in_flight, self._to_feed.set, self._settle)
+        self._feeder = Feeder(database, self._reader, self.id, LEASE, self._to_feed, self._to_watch, self._to_finish)
+        self._recorder = Recorder(database, self.id, self._feeder.recorded, self._to_finish.set, self._copied)
+        self._copies = Copies(self._reader, self._recorder, self._feeder.settle)
+        limiter = AdaptiveLimit() if settings.max_in_flight is None else FixedLimit(settings.max_in_flight)
+        quota = Quota(settings.requests_per_minute, settings.tokens_per_minute)
+        self._dispatcher = Dispatcher(upstream, self._recorder, limiter, quota, self._to_feed.set, self._feeder.settle)
+        self._feeder.attach(self._dispatcher, self._recorder, self._copies)
+        self._yielding = None
+        if settings.yield_share and isinstance(upstream, TellsLoad):
+            self._yielding = Yielding(upstream, self._dispatcher, settings.yield_share)
         self._planner = Planner(database, self._reader, self.id, LEASE)
         self._finaliser = Finaliser(database, blobs, self._reader, self.id, LEASE)
         self._host = machine()
         self._reaper = Reaper(database, self._finaliser, self.id, self._host)
-        self._scheduler = Scheduler()
-        self._shard_size = float(SHARD_REQUESTS)
-        self._open_bytes = 0
-        self._stopping_since: dict[LeasedShard, float] = {}
-        self._no_shards_until = 0.0
-        self._overtaken = False  # whether a batch is due sooner than what is leased
+        self._retention = Retention(database, blobs)
+        self._deliverer = Deliverer(database, settings.webhook_networks, self._to_tell.set)
+        self._scheduler = self._feeder.scheduler
+        self._throughput = Throughput(time.monotonic())
         self._stop_grace = settings.stop_grace
         self.ended = asyncio.Event()  # after `abandon`: that everything answered is recorded
+        self._finishing: set[asyncio.Task[None]] = set()
+        self._defect: asyncio.Future[None]
         self._abandoned = False
         self._winding_down = False
         self._heart_stops = False  # it beats until the last request has ended, so that no lease lapses before
 
     def wake(self) -> None:
-        """There may be something new: a batch, or a cancellation."""
+        """There may be something new: a batch, or a cancellation, or one that failed at once."""
         self._to_look.set()
+        self._to_tell.set()
 
     def stop(self) -> None:
         """Ask `run` to end: requests in flight get their grace, and everything that is held is given back."""
@@ -139,51 +170,72 @@ class Worker:
             StoreError: the database failed at the very start.
         """
         await self._enter()
-        self._dispatcher.start()
         recording = asyncio.create_task(self._recorder.run())
+        copying = asyncio.create_task(self._copies.run())
         heart = asyncio.create_task(self._forever(self._beat, self._to_beat, BEAT))
         roles = [
             heart,
             asyncio.create_task(self._forever(self._look, self._to_look, POLL)),
             asyncio.create_task(self._forever(self._plan, self._to_plan, None)),
-            asyncio.create_task(self._forever(self._feed, self._to_feed, None)),
+            asyncio.create_task(self._forever(self._feeder.feed, self._to_feed, None)),
             asyncio.create_task(self._forever(self._watch, self._to_watch, POLL)),
             asyncio.create_task(self._forever(self._finish, self._to_finish, None)),
             asyncio.create_task(self._forever(self._reap, self._to_reap, SILENCE)),
+            asyncio.create_task(self._forever(self._retain, self._to_retain, RETENTION)),
+            asyncio.create_task(self._forever(self._tell, self._to_tell, TELL)),
         ]
+        if self._yielding is not None:
+            roles.append(asyncio.create_task(self._forever(self._yielding.look, self._to_yield, LOOK)))
         stopping = asyncio.create_task(self._stop.wait())
         failing = asyncio.create_task(self._dispatcher.failed())
-        everything = [*roles, recording, stopping, failing]
+        self._defect = asyncio.get_running_loop().create_future()
+        everything: list[asyncio.Future[Any]] = [*roles, recording, copying, stopping, failing, self._defect]
         try:
             # All but `stopping` end only by a defect.
-            await asyncio.wait([*roles, recording, stopping, failing], return_when=asyncio.FIRST_COMPLETED)
-            await self._wind_down(recording, roles)
+            await asyncio.wait(everything, return_when=asyncio.FIRST_COMPLETED)
+            await self._wind_down(recording, copying, roles)
         finally:
-            for task in everything:
+            for task in (*everything, *self._finishing):
                 task.cancel()
         if self._abandoned:
             self.ended.set()
             return
-        for outcome in await asyncio.gather(*everything, return_exceptions=True):
+        for outcome in await asyncio.gather(*everything, *self._finishing, return_exceptions=True):
             if isinstance(outcome, Exception):
                 raise outcome
         await self._leave()
 
-    async def _wind_down(self, recording: asyncio.Task[None], roles: list[asyncio.Task[None]]) -> None:
+    async def _wind_down(
+        self, recording: asyncio.Task[None], copying: asyncio.Task[None], roles: list[asyncio.Task[None]]
+    ) -> None:
         """Let requests in flight end, record what they gave, and let each role finish the step that it is at.
 
         A step is not cancelled while it may be inside a transaction, unless it takes too long.
         """
         self._winding_down = True
         heart, *others = roles
-        for event in (self._to_look, self._to_plan, self._to_feed, self._to_watch, self._to_finish, self._to_reap):
+        for event in (
+            self._to_look,
+            self._to_plan,
+            self._to_feed,
+            self._to_watch,
+            self._to_finish,
+            self._to_reap,
+            self._to_retain,
+            self._to_tell,
+            self._to_yield,
+        ):
             event.set()
         await self._dispatcher.close(self._stop_grace)
+        self._copies.close()
+        await asyncio.wait([copying], timeout=0 if self._abandoned else STEP_PATIENCE)
+        copying.cancel()  # what it has not got to is still in the plan
         self._recorder.close()
         await asyncio.wait([recording])
         if self._abandoned:
             return
-        await asyncio.wait(others, timeout=STEP_PATIENCE)
+        await asyncio.wait([*others, *self._finishing], timeout=STEP_PATIENCE)
+        await self._deliverer.close(STEP_PATIENCE)
         self._heart_stops = True
         self._to_beat.set()
         await asyncio.wait([heart], timeout=STEP_PATIENCE)
@@ -203,7 +255,9 @@ class Worker:
                     heartbeat_at=now,
                 ),
             )
-        log.info("worker started", worker=self.id, max_in_flight=self._settings.max_in_flight, dead_before=dead)
+        log.info(
+            "worker started", worker=self.id, max_in_flight=self._settings.max_in_flight or "adaptive", dead_before=dead
+        )
 
     async def _leave(self) -> None:
         try:
@@ -233,10 +287,11 @@ class Worker:
                     pass
 
     async def _look(self) -> bool:
-        """See what there is to do, and wake whoever does it: one query, however many roles and batches there are."""
+        """See what there is to do, and wake whoever does it: two queries, however many roles and batches there are."""
         async with self._database.read() as connection:
-            demand = await batches.demand(connection, time.time())
-        self._no_shards_until = 0.0
+            demand = await batch_sums.demand(connection, time.time())
+            if demand.running:
+                self._scheduler.update(await agenda.running(connection))
         for event, wanted in (
             (self._to_plan, demand.to_plan),
             (self._to_feed, demand.running),
@@ -252,14 +307,36 @@ class Worker:
         planned = await self._planner.plan_one()
         if planned is None:
             return False
-        self._no_shards_until = 0.0
-        last = self._scheduler.last_deadline()
-        self._overtaken = self._overtaken or (last is not None and planned.expires_at < last)
+        left = planned.total - planned.completed - planned.invalid
+        self._scheduler.planned(agenda.Running(planned.id, planned.owner, 1.0, planned.expires_at, left))
         self._to_feed.set()
         return True
 
     async def _finish(self) -> bool:
-        return await self._finaliser.finish_one()
+        """Begin to finish one batch more, beside those that are being finished: a large one holds up no other."""
+        if len(self._finishing) >= FINISHING:
+            return False  # one that has been finished asks again
+        row = await self._finaliser.claim()
+        if row is None:
+            return False
+        finishing = asyncio.create_task(self._finaliser.finish(row))
+        self._finishing.add(finishing)
+        finishing.add_done_callback(self._finished)
+        return True
+
+    def _finished(self, finishing: asyncio.Task[None]) -> None:
+        if len(self._finishing) >= FINISHING:
+            self._to_finish.set()  # there may be more that waited for a place
+        self._finishing.discard(finishing)
+        if not finishing.cancelled() and (error := finishing.exception()) is not None:
+            if isinstance(error, StoreError):
+                log.error("the database or the store failed; trying again", role="_finish", reason=str(error))
+            elif not self._defect.done():
+                self._defect.set_exception(error)
+        self._to_tell.set()
+
+    async def _tell(self) -> bool:
+        return await self._deliverer.deliver_some()
 
     async def _reap(self) -> bool:
         if await self._reaper.reap():
@@ -268,133 +345,50 @@ class Worker:
         await self._reaper.drop_old_logs()
         return False
 
+    async def _retain(self) -> bool:
+        return await self._retention.sweep(time.time())
+
     async def _beat(self) -> bool:
         now = time.time()
         mine = list(self._scheduler)
         ids = [shard.id for shard in mine]
-        leases = (self._planner.lease, self._finaliser.lease)
+        at_work = [*self._planner.leases.batches, *self._finaliser.leases.batches]
+        rate = self._throughput.observe(self._recorder.count, has_work=bool(mine), now=time.monotonic())
         async with self._database.write() as connection:
-            await workers.beat(connection, self.id, now)
+            await workers.beat(connection, self.id, now, rate, self._snapshot())
             held = await shards.held(connection, self.id, ids)
             await shards.renew(connection, self.id, ids, now + LEASE)
-            await batches.renew(connection, self.id, [lease.batch for lease in leases if lease.batch], now + LEASE)
-        self._drop_lost({shard for shard in mine if not _holds(held.get(shard.id), shard)} & set(self._scheduler))
+            await batches.renew(connection, self.id, at_work, now + LEASE)
+        self._feeder.drop_lost(
+            {shard for shard in mine if not _holds(held.get(shard.id), shard)} & set(self._scheduler)
+        )
         return False
 
-    def _drop_lost(self, lost: set[LeasedShard]) -> None:
-        """Stop work on shards whose lease has lapsed: this process stood still for too long, and others have them."""
-        for shard in lost:
-            shard.stopping = True
-            shard.unread.clear()
-            self._stopping_since.setdefault(shard, float("-inf"))
-        if lost:
-            self._dispatcher.stop_shards(lost)
-            self._dispatcher.abort(lost)
-            self._to_watch.set()
-
-    # Feeding: lease shards, read their lines, offer them to the dispatcher.
-
-    async def _feed(self) -> bool:
-        """Offer the dispatcher more requests, if it runs low and there are any."""
-        dispatcher = self._dispatcher
-        target = 2 * dispatcher.limit
-        if (
-            dispatcher.ready >= target
-            or self._open_bytes >= OPEN_BYTES
-            or dispatcher.waiting >= max(1000, 4 * dispatcher.limit)
-            or not self._recorder.has_room
-        ):
-            return False
-        await self._lease(target)
-        shard = self._scheduler.next(time.monotonic())
-        if shard is None:
-            return False
-        try:
-            works = await self._reader.take(shard)
-        except StoreError:
-            shard.unreadable_until = time.monotonic() + UNREADABLE
-            raise
-        shard.open += len(works)
-        self._open_bytes += sum(len(work.body) for work in works)
-        if shard.stopping:
-            for work in works:
-                self._settle(work)
-        else:
-            dispatcher.offer(works)
-        return True
-
-    async def _lease(self, target: int) -> None:
-        wanted = shards_wanted(self._scheduler.unread(), target, self._shard_size)
-        if self._overtaken:
-            wanted = max(1, wanted)
-        if wanted == 0 or time.monotonic() < self._no_shards_until:
-            return
-        self._overtaken = False
-        now = time.time()
-        async with self._database.write() as connection:
-            rows = await shards.claim(
-                connection, self.id, wanted, now, now + LEASE, holding=[shard.id for shard in self._scheduler]
-            )
-        if len(rows) < wanted:
-            # Every request that ends asks for more; the table is asked again when there can be something new.
-            self._no_shards_until = time.monotonic() + POLL
-        for row in rows:
-            shard = LeasedShard(row)
-            self._shard_size = 0.7 * self._shard_size + 0.3 * shard.size
-            self._scheduler.add(shard)
-
-    # Settling: requests leave in one of two ways, recorded or given up.
-
-    def _recorded(self, works: list[Work]) -> None:
-        for work in works:
-            self._settle(work)
-
-    def _settle(self, work: Work) -> None:
-        shard = work.shard
-        shard.open -= 1
-        self._open_bytes -= work.size
-        if shard.open == 0 and not shard.unread:
-            if shard.stopping:
-                self._to_watch.set()
-            else:
-                self._scheduler.remove(shard)
-        if self._dispatcher.ready < self._dispatcher.limit:
-            self._to_feed.set()
-
-    def _batch_done(self) -> None:
-        self._to_finish.set()
-
-    # Watching: a batch that was cancelled or has expired is taken off the upstream.
+    def _snapshot(self) -> workers.Snapshot:
+        dispatcher, recorder = self._dispatcher, self._recorder
+        load = None if self._yielding is None else self._yielding.load
+        return workers.Snapshot(
+            limit=dispatcher.uncapped,
+            allowed=dispatcher.limit,
+            in_flight=dispatcher.in_flight,
+            ready=dispatcher.ready,
+            waiting=dispatcher.waiting,
+            attempts={str(outcome): count for outcome, count in dispatcher.attempts.items()},
+            unsent=dispatcher.unsent,
+            tripped=dispatcher.tripped,
+            down=dispatcher.down,
+            upstream_waiting=None if load is None else load.waiting,
+            upstream_running=None if load is None else load.running,
+            upstream_cache=None if load is None else load.cache,
+            commit_seconds=recorder.seconds.distribution(),
+            commit_results=recorder.sizes.distribution(),
+        )
 
     async def _watch(self) -> bool:
-        """Stop what is no longer to run, break it off after its grace, and give its shards back."""
-        running = {shard.batch_id for shard in self._scheduler if not shard.stopping}
-        statuses: dict[str, str] = {}
-        if running:
-            async with self._database.read() as connection:
-                statuses = await batches.statuses(connection, sorted(running))
-        now = time.monotonic()
-        ended_batches = {id for id in running if statuses.get(id) != "in_progress"}
-        fresh = {shard for shard in self._scheduler if not shard.stopping and shard.batch_id in ended_batches}
-        for shard in fresh:
-            shard.stopping = True
-            shard.unread.clear()
-            self._stopping_since[shard] = now
-        if fresh:
-            self._dispatcher.stop_shards(fresh)
-        grace = self._settings.cancel_grace
-        late = {shard for shard, since in self._stopping_since.items() if shard.open and now - since >= grace}
-        if late:
-            self._dispatcher.abort(late)
-        ended = [shard for shard in self._stopping_since if not shard.open]
-        if ended:
-            async with self._database.write() as connection:
-                await shards.release_some(connection, self.id, [shard.id for shard in ended])
-            for shard in ended:
-                del self._stopping_since[shard]
-                self._scheduler.remove(shard)
-            self._to_finish.set()
-        return False
+        return await self._feeder.watch(self._settings.cancel_grace)
+
+    def _copied(self, result: Result) -> None:
+        self._copies.add(result)
 
 
 def _holds(row: shards.Held | None, shard: LeasedShard) -> bool:

@@ -1,154 +1,51 @@
-"""The routes of batches: create, list, get, cancel."""
+"""The routes of batches that exist: list, get, which may wait for news, and cancel."""
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+import math
 
-from litestar import get, post
+from litestar import Response, get, post
 from litestar.params import FromPath
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batchery.engine import lifecycle
-from batchery.server import body
-from batchery.server.context import AnyRequest, Context, context_of, owner_of
-from batchery.server.files import no_such_file
-from batchery.server.parameters import parameters_of
+from batchery.server.context import AnyRequest, context_of, owner_of
+from batchery.server.parameters import Parameters, parameters_of
+from batchery.server.prefer import wait_of
 from batchery.server.render import batch_object, batch_page
-from batchery.store import batches, files
-from batchery.store.batches import BatchRow
-from batchery.store.blobs import new_key, write_whole
-from batchery.store.files import FileRow
-from batchery.store.ids import new_id
+from batchery.server.watch import check_key, gone, hub_of
+from batchery.store import batches
+from batchery.store.batches import BatchRow, Wanted
+from batchery.store.schema import ENDED, LIVE
 from batchery.wire import ids
 from batchery.wire.errors import BadRequest, NotFound
-from batchery.wire.lines import Problem
-from batchery.wire.objects import BatchError, BatchList, BatchObject, CreateBatch, parse_create_batch
-from batchery.wire.results import Failure, failure_line
-from batchery.wire.windows import require_window
+from batchery.wire.objects import BatchList, BatchObject
+from batchery.wire.windows import window_seconds
 
-MAX_BODY = 1024 * 1024
 MAX_PAGE = 100
 DEFAULT_PAGE = 20
 
 
-@post("/batches", status_code=200)
-async def create_batch(request: AnyRequest) -> BatchObject:
-    """Create a batch over an uploaded file."""
-    context, owner = context_of(request), owner_of(request)
-    wanted = parse_create_batch(await body.read_whole(request, MAX_BODY))
-    window = require_window(wanted.completion_window, context.windows)
-    async with context.database.read() as connection:
-        key = ids.parse("file", wanted.input_file_id)
-        file = await files.get(connection, key) if key is not None else None
-    if file is None or file.owner != owner:
-        raise no_such_file(wanted.input_file_id, "input_file_id")
-    if file.purpose != "batch":
-        raise BadRequest(
-            f"input_file_id names a file with purpose {file.purpose!r}; a batch needs one that was uploaded "
-            "with purpose 'batch'.",
-            param="input_file_id",
-            code="invalid_value",
-        )
-    if file.status == "error":
-        return batch_object(await _create_failed(context, file, wanted, window))
-    row = await _create_good(context, file, wanted, window)
-    context.wake()
-    return batch_object(row)
+def no_such_batch(id: str) -> NotFound:
+    """The answer for a batch that does not exist, was deleted, or is somebody else's."""
+    return NotFound(f"No batch found with id '{id[:100]}'.", param="id")
 
 
-def _columns(file: FileRow, wanted: CreateBatch, window: int, now: int) -> dict[str, Any]:
-    """What a new batch has in any case."""
-    expiry = wanted.output_expires_after
-    return {
-        "id": new_id(),
-        "owner": file.owner,
-        "endpoint": wanted.endpoint,
-        "input_file": file.id,
-        "window": wanted.completion_window,
-        "output_file": new_id(),
-        "output_expires_after": None if expiry is None else expiry.seconds,
-        "created_at": now,
-        "expires_at": now + window,
-        "metadata": batches.encode_metadata(wanted.metadata or {}),
-    }
+async def owned_batch(connection: AsyncConnection, id: str, owner: str, *, lock: bool = False) -> BatchRow:
+    """A batch by the id that a caller sent.
 
+    Args:
+        lock: hold it until the end of the transaction.
 
-def _output_file(columns: dict[str, Any]) -> dict[str, Any]:
-    """The output file of a new batch: no content yet, and for a failed batch for ever."""
-    return files.growing_file(
-        id=columns["output_file"],
-        owner=columns["owner"],
-        purpose="batch_output",
-        batch=columns["id"],
-        created_at=columns["created_at"],
-    )
-
-
-async def _insert(
-    context: Context, file: FileRow, columns: dict[str, Any], produced: list[dict[str, Any]], param: str
-) -> BatchRow:
-    """Add a batch and its files, unless the input file was deleted meanwhile."""
-    async with context.database.write() as connection:
-        if not await files.lock(connection, file.id):
-            raise no_such_file(ids.show("file", file.id), param)
-        await batches.insert(connection, **columns)
-        for values in produced:
-            await files.insert(connection, **values)
-        row = await batches.get(connection, columns["id"])
-    assert row is not None
+    Raises:
+        NotFound: there is none, or none of the caller's.
+    """
+    key = ids.parse("batch", id)
+    row = await batches.get(connection, key, lock=lock) if key is not None else None
+    if row is None or row.owner != owner or row.deleted_at is not None:
+        raise no_such_batch(id)
     return row
-
-
-async def _create_good(context: Context, file: FileRow, wanted: CreateBatch, window: int) -> BatchRow:
-    models = files.decode_models(file.models) if file.models is not None else ()
-    columns = _columns(file, wanted, window, context.now()) | {
-        "status": "validating",
-        "model": models[0] if len(models) == 1 else None,
-        "total": file.requests,
-        "has_log": True,
-    }
-    return await _insert(context, file, columns, [_output_file(columns)], "input_file_id")
-
-
-async def _create_failed(context: Context, file: FileRow, wanted: CreateBatch, window: int) -> BatchRow:
-    """A batch over a file with bad lines has failed from the start, and says why for each of them."""
-    problems = files.decode_problems(file.problems).data if file.problems is not None else ()
-    now = context.now()
-    columns = _columns(file, wanted, window, now) | {
-        "status": "failed",
-        "failed_at": now,
-        "error_file": new_id(),
-        "errors": batches.encode_errors([_batch_error(problem) for problem in problems]),
-        "total": 0,
-        "has_log": False,
-    }
-    expiry = columns["output_expires_after"]
-    expires = {"expires_at": None if expiry is None else now + expiry}
-    blob_key = new_key("error", columns["error_file"])
-    lines = [_error_line(columns["id"], problem) for problem in problems]
-    blob = await write_whole(context.blobs, blob_key, lines)
-    error_file = files.growing_file(
-        id=columns["error_file"], owner=file.owner, purpose="batch_error", batch=columns["id"], created_at=now
-    ) | {"blob_key": blob_key, "bytes": blob.size, "lines": len(lines), "sha256": blob.sha256}
-    try:
-        return await _insert(
-            context, file, columns, [_output_file(columns) | expires, error_file | expires], "input_file_id"
-        )
-    except NotFound:
-        await context.blobs.delete([blob_key])
-        raise
-
-
-def _batch_error(problem: Problem) -> BatchError:
-    return BatchError(code=problem.code, message=problem.message, param=problem.param, line=problem.line)
-
-
-def _error_line(batch: str, problem: Problem) -> bytes:
-    return failure_line(
-        ids.request_id(batch, problem.line or 0),
-        problem.custom_id,
-        Failure(problem.code, problem.message),
-        line=problem.line,
-    )
 
 
 @get("/batches")
@@ -156,58 +53,103 @@ async def list_batches(request: AnyRequest) -> BatchList:
     """List the batches, newest first."""
     parameters = parameters_of(request)
     limit = parameters.whole("limit", 1, MAX_PAGE) or DEFAULT_PAGE
+    wanted = read_filters(parameters)
+    live_first = parameters.flag("active_first")
     after = parameters.text("after")
-    owner = owner_of(request)
-    async with context_of(request).database.read() as connection:
-        seq = None
-        if after is not None:
-            key = ids.parse("batch", after)
-            row = await batches.get(connection, key) if key is not None else None
-            if row is None or row.owner != owner:
-                raise BadRequest(
-                    f"after must be the id of one of your batches, not {after[:100]!r}.",
-                    param="after",
-                    code="not_found",
-                )
-            seq = row.seq
-        rows = await batches.page(connection, owner, limit=limit + 1, after=seq)
-    return batch_page(rows, limit)
+    owner, context = owner_of(request), context_of(request)
+    async with context.database.read() as connection:
+        last = None if after is None else await _cursor(connection, after, owner)
+        if live_first:
+            rows = await batches.live_first_page(connection, owner, limit=limit + 1, after=last, wanted=wanted)
+        else:
+            seq = None if last is None else last.seq
+            rows = await batches.page(connection, owner, limit=limit + 1, after=seq, wanted=wanted)
+    return batch_page(rows, limit, await context.forecast.of_all(rows[:limit]))
 
 
-def _no_such_batch(id: str) -> NotFound:
-    return NotFound(f"No batch found with id '{id[:100]}'.", param="id")
+def read_filters(parameters: Parameters) -> Wanted:
+    """Which batches a list is to have.
+
+    Raises:
+        BadRequest: names the parameter that is wrong, and what it accepts.
+    """
+    return Wanted(
+        statuses=parameters.words("status", LIVE + ENDED) or LIVE + ENDED,
+        windows=parameters.several("completion_window", _is_window, "one or several windows such as 24h or 30m"),
+        created_after=parameters.moment("created_after", math.ceil),
+        created_before=parameters.moment("created_before", math.floor),
+    )
 
 
-def _key(id: str) -> str:
-    key = ids.parse("batch", id)
-    if key is None:
-        raise _no_such_batch(id)
-    return key
+def _is_window(text: str) -> bool:
+    try:
+        window_seconds(text)
+    except ValueError:
+        return False
+    return True
+
+
+async def _cursor(connection: AsyncConnection, after: str, owner: str) -> BatchRow:
+    """The last batch of the page before; it may have been deleted since, as when somebody lists in order to delete."""
+    key = ids.parse("batch", after)
+    row = await batches.get(connection, key) if key is not None else None
+    if row is None or row.owner != owner:
+        raise BadRequest(
+            f"after must be the id of one of your batches, not {after[:100]!r}.", param="after", code="not_found"
+        )
+    return row
 
 
 @get("/batches/{id:str}")
-async def get_batch(request: AnyRequest, id: FromPath[str]) -> BatchObject:
-    """Get a batch."""
-    async with context_of(request).database.read() as connection:
-        row = await batches.get(connection, _key(id))
-    if row is None or row.owner != owner_of(request):
-        raise _no_such_batch(id)
-    return batch_object(row)
+async def get_batch(request: AnyRequest, id: FromPath[str]) -> Response[BatchObject]:
+    """Get a batch, now or, with `Prefer: wait=N`, once it has changed or N seconds have passed."""
+    context = context_of(request)
+    async with context.database.read() as connection:
+        row = await owned_batch(connection, id, owner_of(request))
+    headers = {"Vary": "Prefer"}
+    seconds = wait_of(request.headers.getall("prefer", []))
+    if seconds is not None and not hub_of(request).is_full:
+        headers["Preference-Applied"] = f"wait={seconds}"
+        if row.status in LIVE:
+            row = await _when_changed(request, row, seconds)
+    return Response(batch_object(row, await context.forecast.of(row)), headers=headers)
+
+
+async def _when_changed(request: AnyRequest, row: BatchRow, seconds: int) -> BatchRow:
+    """The batch once it is not as it was, or after so many seconds, or when the server stops.
+
+    Raises:
+        NotFound: it has been deleted.
+        Unauthorized: the caller's key has been revoked.
+        StoreUnavailable, StoreFull: the database has failed for too long.
+    """
+    hub = hub_of(request)
+    async with hub.watch(row) as watch:
+        waits = [asyncio.ensure_future(watch.changed(seconds)), asyncio.ensure_future(gone(request.receive))]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+        if watch.row is None:
+            raise no_such_batch(ids.show("batch", row.id))
+        if hub.trouble is not None and not hub.stopping:
+            raise hub.trouble
+        await check_key(request)
+        return watch.row
 
 
 @post("/batches/{id:str}/cancel", status_code=200)
 async def cancel_batch(request: AnyRequest, id: FromPath[str]) -> BatchObject:
     """Cancel a batch; what has finished stays."""
-    context, owner, key = context_of(request), owner_of(request), _key(id)
+    context, owner = context_of(request), owner_of(request)
     async with context.database.write() as connection:
-        row = await batches.get(connection, key, lock=True)
-        if row is None or row.owner != owner:
-            raise _no_such_batch(id)
+        row = await owned_batch(connection, id, owner, lock=True)
         changes = lifecycle.cancelled_by_caller(row.status, now=context.now())
         if changes is not None:
-            await batches.change(connection, key, expect=row.status, changes=changes)
-            row = await batches.get(connection, key)
-            assert row is not None
+            await batches.change(connection, row.id, expect=row.status, changes=changes)
+            row = await owned_batch(connection, id, owner)
     if changes is not None:
         context.wake()
-    return batch_object(row)
+    return batch_object(row, await context.forecast.of(row))

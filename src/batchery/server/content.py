@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import msgspec
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from batchery.engine.lifecycle import is_terminal
 from batchery.server.context import Context
 from batchery.server.parameters import Parameters
 from batchery.store import files, results
-from batchery.store.blobs import BlobStore
-from batchery.store.errors import StoreUnavailable
+from batchery.store.errors import StoreError, StoreUnavailable
 from batchery.store.files import FileRow
+from batchery.store.results import Lines
 from batchery.wire.errors import BadRequest
 from batchery.wire.results import Kind
 
@@ -80,65 +80,85 @@ def slice_of(lines: int, *, growing: bool, offset: int, limit: int | None) -> Sl
     )
 
 
-def still_grows(row: FileRow) -> bool:
-    """Whether lines may yet be added to a file."""
-    return row.batch_status is not None and not is_terminal(row.batch_status)
-
-
 async def stream(context: Context, row: FileRow, part: Slice) -> AsyncIterator[bytes]:
-    """The bytes of a slice of a file.
+    """The bytes of a slice of a file: from its blob as far as that goes, then from the log.
+
+    With each look into the log goes one at the file's row, in the same transaction: the log may have been joined into a
+    blob meanwhile, and what is in it now may belong to a later file of the same batch.
 
     Raises:
         StoreUnavailable: the file's content cannot be read, or is gone.
     """
-    if row.blob_key is None:
-        async for piece in _from_log(context, row, part.first, part.end):
-            yield piece
-    elif part.whole:
-        async for piece in context.blobs.stream(row.blob_key, 0, row.size):
-            yield piece
-    else:
-        async for piece in _from_blob(context.blobs, row.blob_key, row.size, part.first, part.end):
-            yield piece
-
-
-async def _from_log(context: Context, row: FileRow, position: int, end: int) -> AsyncIterator[bytes]:
-    assert row.batch_id is not None
-    kind: Kind = "output" if row.purpose == "batch_output" else "error"
-    while position < end:
-        async with context.database.read() as connection:
-            segments = await results.read(connection, row.batch_id, kind, position, segments=SEGMENTS)
-        if not segments or segments[0].position > position:
-            async for piece in _from_successor(context, row, position, end):
+    position = part.first
+    while position < part.end:
+        if row.blob_key is not None and position < row.blob_lines:
+            end = min(part.end, row.blob_lines)
+            async for piece in _lines_of_blob(context, row, position, end):
                 yield piece
-            return
+            position = end
+            continue
+        async with context.database.read() as connection:
+            row = await _as_it_is_now(connection, row)
+            segments = await _log_from(connection, row, position)
+        if not segments and (row.blob_key is None or row.blob_lines <= position):
+            raise StoreUnavailable(
+                f"the lines of file {row.id} from {position} on are neither in the log nor in a blob"
+            )
         for segment in segments:
-            if segment.position > position:  # dropped while we read: look again, and find the blob
+            if segment.position > position:
                 break
             skip = position - segment.position
-            take = min(len(segment.ends), end - segment.position)
+            take = min(len(segment.ends), part.end - segment.position)
             yield segment.body[segment.ends[skip - 1] if skip else 0 : segment.ends[take - 1]]
             position = segment.position + take
-            if position >= end:
+            if position >= part.end:
                 return
 
 
-async def _from_successor(context: Context, row: FileRow, position: int, end: int) -> AsyncIterator[bytes]:
-    """The rest of a file whose log is gone, because it has been joined into a blob."""
-    async with context.database.read() as connection:
-        now = await files.get(connection, row.id)
-    if now is None or now.blob_key is None:
-        raise StoreUnavailable(f"the lines of file {row.id} from {position} on are neither in the log nor in a blob")
-    async for piece in _from_blob(context.blobs, now.blob_key, now.size, position, end):
-        yield piece
+async def _log_from(connection: AsyncConnection, row: FileRow, position: int) -> list[Lines]:
+    """Segments of the log from the one that holds this line on; none when it is not there, or not this file's."""
+    if not row.grows or position < row.blob_lines:
+        return []
+    assert row.batch_id is not None
+    kind: Kind = "output" if row.purpose == "batch_output" else "error"
+    segments = await results.read(connection, row.batch_id, kind, position, segments=SEGMENTS)
+    return segments if segments and segments[0].position <= position else []
 
 
-async def _from_blob(blobs: BlobStore, key: str, size: int, first: int, end: int) -> AsyncIterator[bytes]:
+async def _as_it_is_now(connection: AsyncConnection, row: FileRow) -> FileRow:
+    now = await files.get(connection, row.id)
+    if now is None:
+        raise StoreUnavailable(f"the file {row.id} has been deleted while it was read")
+    return now
+
+
+async def stream_bytes(context: Context, row: FileRow, start: int, end: int) -> AsyncIterator[bytes]:
+    """The bytes of a file's blob from `start` up to, not including, `end`.
+
+    The blob may be replaced while it is read: a batch that is run again gets a new blob at its next end, which begins
+    with the bytes of the old one, and the old one is deleted some time later.
+
+    Raises:
+        StoreUnavailable: the blob cannot be read, or the file has been deleted.
+    """
+    while start < end:
+        assert row.blob_key is not None
+        try:
+            async for piece in context.blobs.stream(row.blob_key, start, end):
+                start += len(piece)
+                yield piece
+        except StoreError:
+            async with context.database.read() as connection:
+                now = await _as_it_is_now(connection, row)
+            if now.blob_key == row.blob_key or now.blob_key is None or now.blob_size < end:
+                raise
+            row = now
+
+
+async def _lines_of_blob(context: Context, row: FileRow, first: int, end: int) -> AsyncIterator[bytes]:
     """The lines of a blob from `first` up to, not including, `end`; what lies before is read and counted."""
-    if first >= end:
-        return
     passed = 0  # lines before the current piece
-    async for piece in blobs.stream(key, 0, size):
+    async for piece in stream_bytes(context, row, 0, row.blob_size):
         breaks = piece.count(b"\n")
         start = 0
         if passed < first:

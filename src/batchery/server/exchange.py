@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -19,6 +20,7 @@ from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from batchery.server.context import AnyRequest
 from batchery.server.errors import Refused, rendered, understood
+from batchery.server.metrics import Traffic
 from batchery.wire.errors import ApiError
 
 MAX_TARGET = 8 * 1024
@@ -37,25 +39,40 @@ def is_head(request: AnyRequest) -> bool:
     return bool(request.state.head)
 
 
+def at_end(request: AnyRequest, call: Callable[[], None]) -> None:
+    """Have something called once this request's answer has been sent, or has been broken off."""
+    request.state.at_end.append(call)
+
+
 class Exchange:
     """One request and its answer.
 
     Args:
         scope: as the HTTP server gave it.
         receive, send: likewise.
+
+    Attributes:
+        method: as it came; the app gets GET for HEAD.
+        status: of the answer, once it has begun; 0 before.
+        bytes_in: of the request's body, so far.
+        bytes_out: of the answer's body, so far.
     """
 
     def __init__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
         self._receive = receive
         self._send = send
         self._id = "req_" + secrets.token_hex(16)
-        self._head = scope["method"] == "HEAD"
+        self.method = scope["method"]
+        self._head = self.method == "HEAD"
         self._asks_first = any(name == b"expect" for name, _ in scope["headers"])
         self._begun = 0
         self._received = False
         self._finished = False
         self.status = 0
-        state = {"request_id": self._id, "head": self._head}
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.at_end: list[Callable[[], None]] = []
+        state = {"request_id": self._id, "head": self._head, "at_end": self.at_end}
         self.scope: Scope = {**scope, "state": state}
         if self._head:
             self.scope["method"] = "GET"
@@ -65,10 +82,17 @@ class Exchange:
         """What the answer is called in the log."""
         return self._id
 
+    @property
+    def complete(self) -> bool:
+        """Whether the last of the answer has been sent."""
+        return self._finished
+
     async def receive(self) -> Any:
         """The next of the request; notes when it is complete."""
         message = await self._receive()
         self._begun += 1
+        if message["type"] == "http.request":
+            self.bytes_in += len(message.get("body", b""))
         if message["type"] != "http.request" or not message.get("more_body", False):
             self._received = True
         return message
@@ -87,9 +111,11 @@ class Exchange:
         elif message["more_body"] or self.status < 400 or self._received:
             self._finished = not message["more_body"]
             await self._send(message)
+            self.bytes_out += len(message["body"])
         else:
             self._finished = True
             body = message["body"]
+            self.bytes_out += len(body)
             await self._send({"type": "http.response.body", "body": body[:-1], "more_body": True})
             await self._drain()
             await self._send({"type": "http.response.body", "body": body[-1:], "more_body": False})
@@ -122,8 +148,13 @@ def _beyond_reason(scope: HTTPScope) -> ApiError | None:
     return None
 
 
-def with_exchange(app: ASGIApp) -> ASGIApp:
-    """An app, inside this layer."""
+def with_exchange(app: ASGIApp, traffic: Traffic) -> ASGIApp:
+    """An app, inside this layer.
+
+    Args:
+        app: the app.
+        traffic: counts what passes.
+    """
 
     async def front(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP:
@@ -131,6 +162,7 @@ def with_exchange(app: ASGIApp) -> ASGIApp:
             return
         began = time.perf_counter()
         exchange = Exchange(scope, receive, send)
+        traffic.began(exchange)
         refusal = _beyond_reason(scope)
         try:
             if refusal is not None:
@@ -143,13 +175,17 @@ def with_exchange(app: ASGIApp) -> ASGIApp:
                 raise  # the connection is cut, so that the client sees that something is missing
             await exchange.answer(understood(error))
         finally:
+            for call in exchange.at_end:
+                call()
+            seconds = time.perf_counter() - began
+            traffic.ended(exchange, seconds)
             log.debug(
                 "request",
                 request_id=exchange.id,
                 method=scope["method"],
                 path=scope["path"],
                 status=exchange.status,
-                seconds=round(time.perf_counter() - began, 6),
+                seconds=round(seconds, 6),
             )
 
     return front

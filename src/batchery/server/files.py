@@ -10,13 +10,17 @@ from litestar import Response, delete, get, post
 from litestar.params import FromPath
 from litestar.response import Stream
 
-from batchery.server.content import Slice, read_slice, slice_of, still_grows, stream
+from batchery.server.compress import compressed
+from batchery.server.content import read_slice, slice_of, stream, stream_bytes
 from batchery.server.context import AnyRequest, Context, context_of, owner_of
-from batchery.server.exchange import is_head
+from batchery.server.download import delivery, piecemeal
+from batchery.server.exchange import at_end, is_head
 from batchery.server.parameters import parameters_of
+from batchery.server.places import Downloads
 from batchery.server.render import file_object, file_page
 from batchery.server.upload import store_upload
 from batchery.store import batches, files
+from batchery.store import idempotency as idempotency_keys
 from batchery.store.errors import StoreError
 from batchery.store.files import FileRow
 from batchery.wire import ids
@@ -49,19 +53,19 @@ async def list_files(request: AnyRequest) -> FileList:
     newest_first = parameters.choice("order", ("asc", "desc")) != "asc"
     purpose = parameters.choice("purpose", PURPOSES)
     after = parameters.text("after")
-    owner = owner_of(request)
+    owner, now = owner_of(request), context_of(request).now()
     async with context_of(request).database.read() as connection:
         seq = None
         if after is not None:
             key = ids.parse("file", after)
-            row = await files.get(connection, key) if key is not None else None
+            row = await files.get(connection, key, at=now) if key is not None else None
             if row is None or row.owner != owner:
                 raise BadRequest(
                     f"after must be the id of one of your files, not {after[:100]!r}.", param="after", code="not_found"
                 )
             seq = row.seq
         rows = await files.page(
-            connection, owner, limit=limit + 1, after=seq, newest_first=newest_first, purpose=purpose
+            connection, owner, limit=limit + 1, after=seq, newest_first=newest_first, purpose=purpose, at=now
         )
     return file_page(rows, limit)
 
@@ -70,8 +74,9 @@ async def _owned(request: AnyRequest, id: str) -> FileRow:
     key = ids.parse("file", id)
     if key is None:
         raise no_such_file(id)
-    async with context_of(request).database.read() as connection:
-        row = await files.get(connection, key)
+    context = context_of(request)
+    async with context.database.read() as connection:
+        row = await files.get(connection, key, at=context.now())
     if row is None or row.owner != owner_of(request):
         raise no_such_file(id)
     return row
@@ -99,11 +104,12 @@ async def delete_file(request: AnyRequest, id: FromPath[str]) -> DeletedFile:
                 param="id",
                 code="file_in_use",
             )
-        await files.delete(connection, row.id)
+        gone = await files.delete(connection, row.id, context.clock())
+        await idempotency_keys.forget(connection, row.id)
     try:
-        await context.blobs.delete(key for key in (row.blob_key, row.index_key) if key is not None)
-    except StoreError as error:  # the file is gone all the same; the sweep of remnants finds its blobs
-        log.warning("blobs of a deleted file are left", file=row.id, cause=str(error))
+        await context.blobs.delete(gone.blob_keys)
+    except StoreError as error:  # the file is gone all the same, and its blobs are noted dead
+        log.warning("the blobs of a deleted file are left to the sweep", file=row.id, cause=str(error))
     return DeletedFile(id=ids.show("file", row.id))
 
 
@@ -112,23 +118,35 @@ async def get_content(request: AnyRequest, id: FromPath[str]) -> Response[Any]:
     """Download a file, also while it grows."""
     offset, limit = read_slice(parameters_of(request))
     row = await _owned(request, id)
-    part = slice_of(row.lines, growing=still_grows(row), offset=offset, limit=limit)
-    headers = {
+    part = slice_of(row.lines, growing=row.grows, offset=offset, limit=limit)
+    head = is_head(request)
+    if part.whole and offset == 0 and limit is None:
+        sent = delivery(row, lambda name: ", ".join(request.headers.getall(name, ())) or None, head=head)
+    else:
+        sent = piecemeal(row, part)
+    headers = sent.headers | {
         "X-Last-Line": str(part.last_line),
         "X-Incomplete": "true" if part.incomplete else "false",
         "Content-Disposition": "attachment",
         "X-Content-Type-Options": "nosniff",
     }
-    if part.whole:
-        headers["Content-Length"] = str(row.size)
-    if part.first >= part.end or is_head(request):
-        return Response(b"", headers=headers, media_type=NDJSON)
-    return Stream(await _begun(context_of(request), row, part), headers=headers, media_type=NDJSON)
+    if sent.status == 304 or part.first >= part.end:
+        return Response(b"", status_code=sent.status, headers=headers, media_type=NDJSON)
+    if head:  # no length is made up where GET has none
+        return Stream((), headers=headers, media_type=NDJSON)
+    context = context_of(request)
+    downloads: Downloads = request.app.state.downloads
+    downloads.take()
+    at_end(request, downloads.give_back)
+    pieces = stream_bytes(context, row, sent.start, sent.end) if part.whole else stream(context, row, part)
+    body = await _begun(context, row, pieces)
+    if sent.coding is not None:
+        body = compressed(sent.coding, body)
+    return Stream(body, status_code=sent.status, headers=headers, media_type=NDJSON)
 
 
-async def _begun(context: Context, row: FileRow, part: Slice) -> AsyncIterator[bytes]:
+async def _begun(context: Context, row: FileRow, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """The content, of which the first piece has been read: a file that cannot be read is still an error answer."""
-    pieces = stream(context, row, part)
     try:
         first = await anext(pieces)
     except StoreError:

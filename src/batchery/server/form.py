@@ -17,6 +17,8 @@ from multipart import (  # type: ignore[import-untyped]
 from batchery.wire.errors import BadRequest
 
 FILE = "file"
+"""The name of the part that is the file, where nothing else is said."""
+
 MAX_PARTS = 32
 MAX_FIELD = 1024
 MAX_BOUNDARY = 200
@@ -52,7 +54,7 @@ def boundary_of(content_type: str) -> str:
     kind, options = parse_options_header(content_type)
     if kind != "multipart/form-data":
         found = f"not {kind[:64]!r}" if kind else "but there is no Content-Type"
-        raise BadRequest(f"Send the file as multipart/form-data, {found}.", code="invalid_content_type")
+        raise BadRequest(f"Send the body as multipart/form-data, {found}.", code="invalid_content_type")
     boundary: str = options.get("boundary", "")
     if not 0 < len(boundary) <= MAX_BOUNDARY:
         raise BadRequest(
@@ -63,15 +65,21 @@ def boundary_of(content_type: str) -> str:
 
 
 async def read_form(
-    chunks: AsyncIterator[bytes], boundary: str, sink: Sink, on_field: Callable[[str, str], None]
+    chunks: AsyncIterator[bytes],
+    boundary: str,
+    sink: Sink,
+    on_field: Callable[[str, str], None],
+    *,
+    file: str = FILE,
 ) -> Form:
     """Read a whole form.
 
     Args:
         chunks: the body as it arrives.
         boundary: from `boundary_of`.
-        sink: takes the bytes of the part named `file`.
+        sink: takes the bytes of the part that is the file.
         on_field: told of each text field once it is complete, so that a wrong one ends the upload early.
+        file: that part's name.
 
     Raises:
         BadRequest: the form is malformed or cut off, or a part stands twice or is too long.
@@ -79,7 +87,7 @@ async def read_form(
     form = Form({})
     try:
         with PushMultipartParser(boundary, max_segment_count=MAX_PARTS) as parser:
-            part = _Part(form, sink, on_field)
+            part = _Part(form, file, sink, on_field)
             async for chunk in chunks:
                 for event in parser.parse(chunk):
                     await part.take(event)
@@ -93,8 +101,9 @@ async def read_form(
 class _Part:
     """The part that is being read just now."""
 
-    def __init__(self, form: Form, sink: Sink, on_field: Callable[[str, str], None]) -> None:
+    def __init__(self, form: Form, file: str, sink: Sink, on_field: Callable[[str, str], None]) -> None:
         self._form = form
+        self._file = file
         self._sink = sink
         self._on_field = on_field
         self._name = ""
@@ -104,16 +113,16 @@ class _Part:
         if isinstance(event, MultipartSegment):
             self._begin(event)
         elif event is None:
-            if self._name != FILE:
+            if self._name != self._file:
                 self._end_field()
-        elif self._name == FILE:
+        elif self._name == self._file:
             await self._sink.add(event)
         else:
             self._value += event
             if len(self._value) > MAX_FIELD:
                 raise BadRequest(
                     f"The form field {self._name!r} is longer than {MAX_FIELD} bytes. The file itself belongs in the "
-                    f"part named {FILE!r}.",
+                    f"part named {self._file!r}.",
                     param=self._name,
                     code="invalid_value",
                 )
@@ -121,9 +130,13 @@ class _Part:
     def _begin(self, part: MultipartSegment) -> None:
         self._name = (part.name or "")[:64]
         self._value.clear()
-        if self._name == FILE:
+        if self._name == self._file:
             if self._form.filename is not None:
-                raise BadRequest("The form has two files; upload one at a time.", param=FILE, code="invalid_value")
+                raise BadRequest(
+                    f"The form has two parts named {self._file!r}; send one at a time.",
+                    param=self._file,
+                    code="invalid_value",
+                )
             self._form.filename = clean_filename(part.filename)
         elif self._name in self._form.fields:
             raise BadRequest(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import resource
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,6 +18,14 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 
 BACKLOG = 2048
 MAX_CONNECTIONS = 16_384
+"""Connections at a time; more wait in the system's queue."""
+
+RESERVE = 256
+"""Open files that connections leave to the database, the store and the rest."""
+
+STALL_MS = 60_000
+"""How long a client may take nothing of what it is sent before its connection is cut."""
+
 IDLE_MS = 60_000
 """How long a connection may take to send its headers, and stay open between two requests."""
 
@@ -89,7 +99,7 @@ async def serve_http(
         http=HTTPModes.http1,
         websockets=False,
         backlog=BACKLOG,
-        backpressure=MAX_CONNECTIONS,
+        backpressure=_max_connections(),
         http1_settings=HTTP1Settings(header_read_timeout=IDLE_MS, max_buffer_size=READ_BUFFER),
         # Its own log configuration would write to stdout. What goes wrong in the app is logged there, once.
         log_level=LogLevels.critical,
@@ -100,6 +110,7 @@ async def serve_http(
     try:
         await _accepting(address, port, serving)
         if not serving.done():
+            _cut_stalled(port)
             ready()
             await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if serving.done():
@@ -127,6 +138,37 @@ def _check_address(host: str, port: int) -> str:
         except OSError as error:
             raise AddressInUse(error.errno, f"cannot listen at {host}:{port}: {error.strerror}") from error
     return str(address[0])
+
+
+def _max_connections() -> int:
+    """How many connections there may be, so that files can still be opened beside them.
+
+    A connection that streams a file holds two descriptors; but an accepted connection without a descriptor left would
+    be worse than one that waits.
+    """
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_CONNECTIONS if files == resource.RLIM_INFINITY else max(1, min(MAX_CONNECTIONS, files - RESERVE))
+
+
+def _cut_stalled(port: int) -> None:
+    """Have the system cut connections whose client takes nothing for `STALL_MS`.
+
+    Nothing else would: the HTTP server waits for such a client for ever, with what it has sent to it held in memory.
+    Connections inherit the option from the socket that they were accepted by, which is not shown to us, so it is
+    looked for among all that this process has open. Where the system has no such option, there is none to set.
+    """
+    option = getattr(socket, "TCP_USER_TIMEOUT", None)
+    if option is None:
+        return
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
+        with suppress(OSError):  # it is no socket, or not this one
+            found = socket.socket(fileno=int(name))
+            try:
+                is_listening = found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+                if is_listening and found.getsockname()[1:2] == (port,):
+                    found.setsockopt(socket.IPPROTO_TCP, option, STALL_MS)
+            finally:
+                found.detach()
 
 
 async def _accepting(address: str, port: int, serving: asyncio.Task[None]) -> None:

@@ -29,7 +29,7 @@ class TakenIn(msgspec.Struct, frozen=True):
 
     Attributes:
         key: its blob.
-        index_key: its line index; None for a file with problems.
+        index_key: its line index; None for a file of which nothing can run.
         size: in bytes.
         sha256: as hex.
         lines: physical lines; the last one counts also without a line break.
@@ -153,12 +153,12 @@ class Intake:
         self._writer = None
         self._made.append(self._key)
         report = await asyncio.to_thread(self._validator.finish, self._reader())
-        if report.ok:
+        if report.can_skip:
             self._made.append(self._index_key)
             await write_whole(self._blobs, self._index_key, line_index.encode(report.index))
         return TakenIn(
             key=self._key,
-            index_key=self._index_key if report.ok else None,
+            index_key=self._index_key if report.can_skip else None,
             size=self._size,
             sha256=writer.sha256,
             lines=self._breaks + (0 if self._ends_with_break else 1),

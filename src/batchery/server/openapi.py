@@ -1,4 +1,4 @@
-"""The OpenAPI document, and a page that shows it without loading anything from elsewhere.
+"""The OpenAPI document.
 
 The framework describes the routes and the objects that they answer with. What it cannot know, because the handlers
 read bodies and queries themselves, is added here: form and JSON bodies, query parameters, error answers, headers.
@@ -6,7 +6,6 @@ read bodies and queries themselves, is added here: form and JSON bodies, query p
 
 from __future__ import annotations
 
-import html
 import json
 from functools import cache
 from typing import Any
@@ -17,9 +16,13 @@ from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.spec import License, Server
 
 from batchery import __version__
+from batchery.server.events import EVENTS
+from batchery.server.prefer import LONGEST_WAIT
 from batchery.server.routes import API, HEALTH
+from batchery.store.schema import ENDED, LIVE
+from batchery.wire.bodies import MAX_EXPIRY, MIN_EXPIRY, CreateBatch, ValidateBatch
 from batchery.wire.errors import ErrorEnvelope
-from batchery.wire.objects import MAX_EXPIRY, MIN_EXPIRY, CreateBatch
+from batchery.wire.uploads import CompleteUpload, CreateUpload
 
 Json = dict[str, Any]
 
@@ -32,10 +35,14 @@ DESCRIPTION = (
 
 ERRORS = {
     400: "What was sent is wrong; the message says what would be accepted.",
+    401: "No API key, or none that is valid; which of the two, the answer does not tell.",
     404: "It does not exist, or belongs to somebody else.",
-    408: "No byte of the body came for too long.",
+    408: "The body came too slowly, or no longer at all.",
     409: "The object's state forbids it; do not retry.",
+    412: "The file is another version than the one that `If-Match` names.",
     413: "The body is over its limit; nothing was stored.",
+    416: "The range lies behind the end of the file.",
+    429: "A limit of the API key, or the server's capacity, is used up; come back after `Retry-After` seconds.",
     500: "A defect of the server.",
     503: "The database or the file store is out of reach or full; come back after `Retry-After` seconds.",
 }
@@ -47,7 +54,68 @@ def _parameter(name: str, schema: Json, description: str) -> Json:
 
 _AFTER = _parameter("after", {"type": "string"}, "The id of the last object of the page before.")
 
+_IDEMPOTENCY_KEY: Json = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+    "description": "For 24 hours the same key and content give the same object; other content is a 409.",
+}
+
+_CONTENT_MD5: Json = {
+    "name": "Content-MD5",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string"},
+    "description": "The MD5 of the bytes in `data`, as base64 or hex; a part that has another is refused.",
+}
+
+_PREFER: Json = {
+    "name": "Prefer",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string", "examples": ["wait=30"]},
+    "description": "`wait=N`: hold the answer until the batch has changed, for N seconds at most and never more than "
+    f"{LONGEST_WAIT}. Whatever else is in it is passed over.",
+}
+
+_LAST_EVENT_ID: Json = {
+    "name": "Last-Event-ID",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string"},
+    "description": "The id of the last event that was received: the stream goes on behind it.",
+}
+
+_MOMENT: Json = {"type": "string", "examples": ["1735689600", "2025-01-01T00:00:00Z"]}
+
+
+def _list_parameter(name: str, items: Json, description: str) -> Json:
+    """One whose values are separated by commas."""
+    return _parameter(name, {"type": "array", "items": items}, description) | {"style": "form", "explode": False}
+
+
+_SLICE: list[Json] = [
+    _parameter("offset", {"type": "integer", "minimum": 0, "default": 0}, "Start after so many lines."),
+    _parameter("skip", {"type": "integer", "minimum": 0}, "The same as `offset`; give one of them."),
+    _parameter("limit", {"type": "integer", "minimum": 1}, "At most so many lines; everything there is by default."),
+]
+
+_CONDITIONS: list[Json] = [
+    {"name": name, "in": "header", "required": False, "schema": {"type": "string"}, "description": description}
+    for name, description in (
+        ("Range", "One range of bytes, as `bytes=0-999`; ignored while the file grows and with `offset` and the like."),
+        ("If-Range", "The `ETag` that the range is of; the whole file comes if it has another."),
+        ("If-None-Match", "Entity tags; the answer is 304 if the file's is among them."),
+        ("If-Match", "Entity tags; the answer is 412 unless the file's is among them."),
+        ("Accept-Encoding", "`zstd` and `gzip` are on offer for complete files."),
+    )
+]
+
 _PARAMETERS: dict[tuple[str, str], list[Json]] = {
+    ("/v1/files", "post"): [_IDEMPOTENCY_KEY],
+    ("/v1/batches", "post"): [_IDEMPOTENCY_KEY],
+    ("/v1/uploads/{id}/parts", "post"): [_CONTENT_MD5],
     ("/v1/files", "get"): [
         _AFTER,
         _parameter(
@@ -58,16 +126,33 @@ _PARAMETERS: dict[tuple[str, str], list[Json]] = {
             "purpose", {"type": "string", "enum": ["batch", "batch_output", "batch_error"]}, "Only files with this one."
         ),
     ],
-    ("/v1/files/{id}/content", "get"): [
-        _parameter("offset", {"type": "integer", "minimum": 0, "default": 0}, "Start after so many lines."),
-        _parameter("skip", {"type": "integer", "minimum": 0}, "The same as `offset`; give one of them."),
+    ("/v1/files/{id}/content", "get"): [*_SLICE, *_CONDITIONS],
+    ("/v1/batches/{id}/results", "get"): [
+        *_SLICE,
         _parameter(
-            "limit", {"type": "integer", "minimum": 1}, "At most so many lines; everything there is by default."
+            "status",
+            {"type": "string", "enum": ["pending", "completed", "failed", "expired", "cancelled"]},
+            "Only requests with this one; `offset` and `limit` then count these.",
         ),
     ],
     ("/v1/batches", "get"): [
         _AFTER,
         _parameter("limit", {"type": "integer", "minimum": 1, "maximum": 100, "default": 20}, "The page's size."),
+        _list_parameter("status", {"type": "string", "enum": [*LIVE, *ENDED]}, "Only batches with one of these."),
+        _list_parameter("completion_window", {"type": "string"}, "Only batches with one of these, such as `24h`."),
+        _parameter("created_after", _MOMENT, "Only batches created then or later: Unix seconds or RFC 3339."),
+        _parameter("created_before", _MOMENT, "Only batches created then or earlier, likewise."),
+        _parameter(
+            "active_first",
+            {"type": "boolean", "default": False},
+            "Batches that have not ended come first; the order is by time of creation otherwise.",
+        ),
+    ],
+    ("/v1/batches/{id}", "get"): [_PREFER],
+    ("/v1/batches/{id}/events", "get"): [
+        _parameter("lines", {"type": "boolean", "default": False}, "Whether to send each result line, too."),
+        _parameter("last_event_id", {"type": "string"}, "The same as `Last-Event-ID`, which goes before it."),
+        _LAST_EVENT_ID,
     ],
 }
 
@@ -86,8 +171,37 @@ _FORM: Json = {
     },
 }
 
+_PART: Json = {
+    "type": "object",
+    "required": ["data"],
+    "properties": {
+        "data": {
+            "type": "string",
+            "contentMediaType": "application/octet-stream",
+            "description": "The part's bytes, at most 64 MiB.",
+        },
+        "md5": {"type": "string", "description": "The MD5 that they must have, as hex or base64."},
+    },
+}
+
 _BODIES: dict[tuple[str, str], Json] = {
+    ("/v1/uploads", "post"): {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/CreateUpload"}}},
+    },
+    ("/v1/uploads/{id}/parts", "post"): {
+        "required": True,
+        "content": {"multipart/form-data": {"schema": _PART}},
+    },
+    ("/v1/uploads/{id}/complete", "post"): {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/CompleteUpload"}}},
+    },
     ("/v1/files", "post"): {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}},
+    ("/v1/batches/validate", "post"): {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ValidateBatch"}}},
+    },
     ("/v1/batches", "post"): {
         "required": True,
         "content": {"application/json": {"schema": {"$ref": "#/components/schemas/CreateBatch"}}},
@@ -96,14 +210,24 @@ _BODIES: dict[tuple[str, str], Json] = {
 
 _FAILURES: dict[tuple[str, str], tuple[int, ...]] = {
     ("/v1/files", "get"): (400,),
-    ("/v1/files", "post"): (400, 408, 413),
+    ("/v1/files", "post"): (400, 408, 409, 413, 429),
     ("/v1/files/{id}", "get"): (404,),
     ("/v1/files/{id}", "delete"): (404, 409),
-    ("/v1/files/{id}/content", "get"): (400, 404),
+    ("/v1/files/{id}/content", "get"): (400, 404, 412, 416, 429),
+    ("/v1/uploads", "post"): (400, 408, 413, 429),
+    ("/v1/uploads/{id}", "get"): (404,),
+    ("/v1/uploads/{id}/parts", "post"): (400, 404, 408, 409, 413, 429),
+    ("/v1/uploads/{id}/complete", "post"): (400, 404, 408, 409, 413, 429),
+    ("/v1/uploads/{id}/cancel", "post"): (404, 409),
     ("/v1/batches", "get"): (400,),
-    ("/v1/batches", "post"): (400, 404, 408, 413),
+    ("/v1/batches", "post"): (400, 404, 408, 409, 413, 429),
+    ("/v1/batches/validate", "post"): (400, 404, 408, 413),
     ("/v1/batches/{id}", "get"): (404,),
+    ("/v1/batches/{id}", "delete"): (404,),
+    ("/v1/batches/{id}/events", "get"): (400, 404, 429),
     ("/v1/batches/{id}/cancel", "post"): (404, 409),
+    ("/v1/batches/{id}/retry", "post"): (400, 404, 409, 429),
+    ("/v1/batches/{id}/results", "get"): (400, 404),
 }
 
 _CONTENT: Json = {
@@ -121,16 +245,79 @@ _CONTENT: Json = {
     "content": {"application/x-ndjson": {"schema": {"type": "string", "contentMediaType": "application/x-ndjson"}}},
 }
 
+_VALIDATORS: Json = {
+    "ETag": {
+        "description": "Of a complete file: the SHA-256 of its content, with the coding behind it where there is one.",
+        "schema": {"type": "string"},
+    },
+    "Vary": {"description": "Of a complete file.", "schema": {"type": "string", "enum": ["Accept-Encoding"]}},
+    "Accept-Ranges": {"description": "Of a complete file.", "schema": {"type": "string", "enum": ["bytes"]}},
+}
+
+_WHOLE_CONTENT: Json = _CONTENT | {
+    "headers": _CONTENT["headers"]
+    | _VALIDATORS
+    | {
+        "Content-Encoding": {
+            "description": "How a complete file is compressed, if it is.",
+            "schema": {"type": "string", "enum": ["zstd", "gzip"]},
+        }
+    }
+}
+
+_PART_OF_CONTENT: Json = _CONTENT | {
+    "description": "The range of bytes that was asked for; `X-Last-Line` and `X-Incomplete` speak of the whole file.",
+    "headers": _CONTENT["headers"]
+    | _VALIDATORS
+    | {"Content-Range": {"description": "Which bytes of how many.", "schema": {"type": "string"}}},
+}
+
+_NOT_MODIFIED: Json = {
+    "description": "The file is still the one that `If-None-Match` names.",
+    "headers": _CONTENT["headers"] | _VALIDATORS,
+}
+
+_METRICS: Json = {
+    "description": "Every metric of this server, in Prometheus' text format.",
+    "content": {"text/plain": {"schema": {"type": "string"}}},
+}
+
+_EVENTS: Json = {
+    "description": "Server-sent events until the batch has ended. `status` (a `BatchObject`) comes first and whenever "
+    "the status changes, and a terminal one is the last event; `counts` (a `CountsEvent`) and `lines` (a `LinesEvent`) "
+    "come as results are recorded; `output` and `error`, with `lines=true`, are result lines as they stand in the "
+    "files; `deleted` (a `DeletedEvent`) ends the stream of a batch that is deleted.",
+    "content": {"text/event-stream": {"schema": {"type": "string", "contentMediaType": "text/event-stream"}}},
+}
+
 
 def _header(description: str, schema: Json) -> Json:
     return {"description": description, "schema": schema}
 
 
+_HEADERS_OF_WAIT: Json = {
+    "Preference-Applied": _header("The wait that was granted: `wait=N`.", {"type": "string"}),
+    "Vary": _header("The answer depends on this header.", {"type": "string", "enum": ["Prefer"]}),
+}
+
+
+_KEY: Json = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "A key from `batchery keys create`. A server that only its own machine can reach needs none as long "
+    "as none was ever made.",
+}
+
+
 def _failure(status: int) -> Json:
     headers = {}
+    if status == 401:
+        headers["WWW-Authenticate"] = _header("How to come in.", {"type": "string", "enum": ["Bearer"]})
+    if status == 416:
+        headers["Content-Range"] = _header("The file's length: `bytes */N`.", {"type": "string"})
     if status == 409:
         headers["x-should-retry"] = _header("Tells official clients not to.", {"type": "string", "enum": ["false"]})
-    if status == 503:
+    if status in (429, 503):
         headers["Retry-After"] = _header("Seconds.", {"type": "integer", "minimum": 1, "maximum": 60})
     return {
         "description": ERRORS[status],
@@ -156,9 +343,11 @@ def document() -> Json:
     ).openapi_schema.to_schema()
     completed: Json = json.loads(msgspec.json.encode(described))
     _, components = msgspec.json.schema_components(
-        (ErrorEnvelope, CreateBatch), ref_template="#/components/schemas/{name}"
+        (ErrorEnvelope, CreateBatch, ValidateBatch, CreateUpload, CompleteUpload, *EVENTS),
+        ref_template="#/components/schemas/{name}",
     )
     completed["components"]["schemas"].update(components)
+    completed["components"]["securitySchemes"] = {"key": _KEY}
     for path, item in completed["paths"].items():
         for method, operation in item.items():
             _complete(path, method, operation)
@@ -170,10 +359,21 @@ def _complete(path: str, method: str, operation: Json) -> None:
     operation.setdefault("parameters", []).extend(_PARAMETERS.get(key, []))
     if key in _BODIES:
         operation["requestBody"] = _BODIES[key]
-    responses = {status: answer for status, answer in operation["responses"].items() if status == "200"}
+    responses = {status: answer for status, answer in operation["responses"].items() if status in ("200", "204")}
     if key == ("/v1/files/{id}/content", "get"):
-        responses["200"] = _CONTENT
-    for status in (*_FAILURES.get(key, ()), 500, 503):
+        responses |= {"200": _WHOLE_CONTENT, "206": _PART_OF_CONTENT, "304": _NOT_MODIFIED}
+    if key == ("/metrics", "get"):
+        responses["200"] = _METRICS
+    if key == ("/v1/batches/{id}/results", "get"):
+        responses["200"] = _CONTENT | {"description": "A line of JSON for each request, in input order."}
+    if key == ("/v1/batches/{id}", "get"):
+        responses["200"]["headers"] = _HEADERS_OF_WAIT
+    if key == ("/v1/batches/{id}/events", "get"):
+        responses |= {"200": _EVENTS, "204": {"description": "The batch has ended, and all of it has been received."}}
+    needs_key = path.startswith("/v1/")
+    if needs_key:
+        operation["security"] = [{"key": []}]
+    for status in sorted({*_FAILURES.get(key, ()), *((401,) if needs_key else ()), 500, 503}):
         responses[str(status)] = _failure(status)
     for answer in responses.values():
         answer.setdefault("headers", {})["x-request-id"] = _header("This answer's name.", {"type": "string"})
@@ -189,82 +389,3 @@ def _encoded() -> bytes:
 def serve_document() -> Response[bytes]:
     """The OpenAPI document."""
     return Response(_encoded(), media_type=MediaType.JSON)
-
-
-@get("/docs", media_type=MediaType.HTML, include_in_schema=False, sync_to_thread=False)
-def serve_page() -> Response[str]:
-    """The document as a page."""
-    return Response(page(), media_type=MediaType.HTML)
-
-
-_STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
-code,pre{font:14px/1.4 ui-monospace,monospace;background:#f4f4f4}pre{padding:.75rem;overflow:auto}
-h2{margin-top:2.5rem;border-top:1px solid #ddd;padding-top:1rem}table{border-collapse:collapse;width:100%}
-td,th{text-align:left;padding:.25rem .75rem .25rem 0;vertical-align:top;border-bottom:1px solid #eee}
-@media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}code,pre{background:#262626}
-td,th,h2{border-color:#333}a{color:#8ab4f8}}
-"""
-
-
-@cache
-def page() -> str:
-    """The document as one HTML page that needs nothing else."""
-    shown = document()
-    parts = [
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{TITLE} API</title>',
-        '<meta name="viewport" content="width=device-width,initial-scale=1">',
-        f"<style>{_STYLE}</style></head><body><h1>{TITLE} {html.escape(__version__)}</h1>",
-        f'<p>{_prose(DESCRIPTION)}</p><p>For machines: <a href="/openapi.json">openapi.json</a>.</p>',
-    ]
-    for path, item in shown["paths"].items():
-        for method, operation in item.items():
-            parts.append(f"<h2><code>{method.upper()} {html.escape(path)}</code></h2>")
-            parts.append(f"<p>{_prose(operation.get('description', ''))}</p>")
-            parts.append(_parameters_table(operation))
-            parts.append(_answers_table(operation))
-    parts.append("<h2>Objects</h2>")
-    for name, schema in sorted(shown["components"]["schemas"].items()):
-        text = html.escape(json.dumps(schema, indent=2))
-        parts.append(
-            f'<details id="{html.escape(name)}"><summary>{html.escape(name)}</summary><pre>{text}</pre></details>'
-        )
-    parts.append("</body></html>")
-    return "\n".join(parts)
-
-
-def _prose(text: str) -> str:
-    pieces = html.escape(text).split("`")
-    return "".join(f"<code>{piece}</code>" if index % 2 else piece for index, piece in enumerate(pieces))
-
-
-def _parameters_table(operation: Json) -> str:
-    rows = [
-        (parameter["name"], parameter["in"], parameter["schema"], parameter.get("description", ""))
-        for parameter in operation["parameters"]
-    ]
-    for kind, content in operation.get("requestBody", {}).get("content", {}).items():
-        rows.append(("body", kind, content["schema"], ""))
-    if not rows:
-        return ""
-    lines = "".join(
-        f"<tr><td><code>{html.escape(name)}</code></td><td>{html.escape(where)}</td><td>{_type(schema)}</td>"
-        f"<td>{_prose(description)}</td></tr>"
-        for name, where, schema, description in rows
-    )
-    return f"<table><tr><th>Parameter</th><th>In</th><th>Type</th><th></th></tr>{lines}</table>"
-
-
-def _answers_table(operation: Json) -> str:
-    lines = ""
-    for status, answer in operation["responses"].items():
-        schema: Json = next((content["schema"] for content in answer.get("content", {}).values()), {})
-        lines += f"<tr><td>{status}</td><td>{_type(schema)}</td><td>{_prose(answer['description'])}</td></tr>"
-    return f"<table><tr><th>Status</th><th>Answer</th><th></th></tr>{lines}</table>"
-
-
-def _type(schema: Json) -> str:
-    if "$ref" in schema:
-        name = html.escape(schema["$ref"].rsplit("/", 1)[-1])
-        return f'<a href="#{name}">{name}</a>'
-    return f"<code>{html.escape(json.dumps(schema))}</code>"

@@ -5,23 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
-from batchery.store.batches import BatchRow, decode_errors, decode_metadata
+import msgspec
+
+from batchery.store.batches import BatchRow, decode_errors, decode_metadata, deduplicated, usage
 from batchery.store.files import FileRow
+from batchery.store.uploads import PartRow, UploadRow
 from batchery.wire import ids
 from batchery.wire.objects import (
     BatchErrors,
     BatchList,
     BatchObject,
     BatchStatus,
-    BatchUsage,
     FileList,
     FileObject,
     FileStatus,
-    InputTokensDetails,
-    OutputTokensDetails,
     Purpose,
     RequestCounts,
 )
+from batchery.wire.uploads import PartObject, StoredPart, UploadObject, UploadStatus, UploadWithParts
 
 
 def file_object(row: FileRow) -> FileObject:
@@ -38,8 +39,12 @@ def file_object(row: FileRow) -> FileObject:
     )
 
 
-def batch_object(row: BatchRow) -> BatchObject:
-    """A batch as the API shows it."""
+def batch_object(row: BatchRow, done_at: int | None) -> BatchObject:
+    """A batch as the API shows it.
+
+    Args:
+        done_at: when it is expected to be done.
+    """
     return BatchObject(
         id=ids.show("batch", row.id),
         endpoint=row.endpoint,
@@ -60,20 +65,10 @@ def batch_object(row: BatchRow) -> BatchObject:
         cancelling_at=row.cancelling_at,
         cancelled_at=row.cancelled_at,
         request_counts=RequestCounts(total=row.total, completed=row.completed, failed=row.failed),
-        usage=_usage(row),
+        usage=usage(row),
+        estimated_completion_at=done_at,
+        deduplicated=deduplicated(row),
         metadata=decode_metadata(row.metadata),
-    )
-
-
-def _usage(row: BatchRow) -> BatchUsage | None:
-    if row.input_tokens == 0 and row.output_tokens == 0:
-        return None
-    return BatchUsage(
-        input_tokens=row.input_tokens,
-        input_tokens_details=InputTokensDetails(cached_tokens=row.cached_tokens),
-        output_tokens=row.output_tokens,
-        output_tokens_details=OutputTokensDetails(reasoning_tokens=row.reasoning_tokens),
-        total_tokens=row.input_tokens + row.output_tokens,
     )
 
 
@@ -88,12 +83,52 @@ def file_page(rows: Sequence[FileRow], limit: int) -> FileList:
     )
 
 
-def batch_page(rows: Sequence[BatchRow], limit: int) -> BatchList:
-    """A page of at most `limit` batches, likewise."""
-    data = [batch_object(row) for row in rows[:limit]]
+def batch_page(rows: Sequence[BatchRow], limit: int, done_at: Sequence[int | None]) -> BatchList:
+    """A page of at most `limit` batches, likewise, and when each is expected to be done."""
+    data = [batch_object(row, at) for row, at in zip(rows[:limit], done_at, strict=True)]
     return BatchList(
         data=data,
         first_id=data[0].id if data else None,
         last_id=data[-1].id if data else None,
         has_more=len(rows) > limit,
+    )
+
+
+def upload_object(row: UploadRow, file: FileRow | None, now: int) -> UploadObject:
+    """An upload as the API shows it.
+
+    Args:
+        file: what it has become, if that is there.
+        now: Unix seconds.
+    """
+    return UploadObject(
+        id=ids.show("upload", row.id),
+        bytes=row.bytes,
+        created_at=row.created_at,
+        filename=row.filename,
+        status=cast(UploadStatus, row.status_at(now)),
+        expires_at=row.expires_at,
+        file=None if file is None else file_object(file),
+    )
+
+
+def upload_with_parts(row: UploadRow, file: FileRow | None, parts: Sequence[PartRow], now: int) -> UploadWithParts:
+    """An upload and its parts, likewise."""
+    stored = [
+        StoredPart(
+            id=ids.show("part", part.id),
+            created_at=part.created_at,
+            upload_id=ids.show("upload", part.upload_id),
+            bytes=part.bytes,
+            md5=part.md5,
+        )
+        for part in parts
+    ]
+    return UploadWithParts(**msgspec.structs.asdict(upload_object(row, file, now)), parts=stored)
+
+
+def part_object(row: PartRow) -> PartObject:
+    """A part as the API shows it."""
+    return PartObject(
+        id=ids.show("part", row.id), created_at=row.created_at, upload_id=ids.show("upload", row.upload_id)
     )

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from batchery.server import batches, files, system
+from batchery.server import (
+    batches,
+    complete_upload,
+    create_batch,
+    delete_batch,
+    events,
+    files,
+    metrics,
+    results,
+    retry,
+    system,
+    uploads,
+    validate,
+)
 
 API = (
     files.create_file,
@@ -10,11 +23,21 @@ API = (
     files.get_file,
     files.delete_file,
     files.get_content,
-    batches.create_batch,
+    uploads.create_upload,
+    uploads.get_upload,
+    uploads.add_part,
+    complete_upload.complete_upload,
+    uploads.cancel_upload,
+    create_batch.create_batch,
+    validate.validate_batch,
     batches.list_batches,
     batches.get_batch,
     batches.cancel_batch,
+    events.get_events,
+    delete_batch.delete_batch,
+    retry.retry_batch,
+    results.list_results,
     system.list_models,
 )
 
-HEALTH = (system.healthz, system.readyz)
+HEALTH = (system.healthz, system.readyz, metrics.get_metrics)

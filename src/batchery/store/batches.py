@@ -10,10 +10,8 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batchery.store.rows import typed
-from batchery.store.schema import batches, shards
-from batchery.wire.objects import BatchError
-
-LIVE = ("validating", "in_progress", "finalizing", "cancelling")
+from batchery.store.schema import ENDED, LIVE, batches, results, shards
+from batchery.wire.objects import BatchError, BatchUsage, Deduplicated, InputTokensDetails, OutputTokensDetails
 
 
 class BatchRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,12 +54,51 @@ class BatchRow(msgspec.Struct, frozen=True, kw_only=True):
     lease_owner: str | None
     lease_until: float | None
     has_log: bool
+    api_key: str | None
+    deleted_at: int | None
+    skip_invalid: bool
+    invalid: int
+    result_index: str | None
+    webhook_url: str | None
+    webhook_secret: str | None
+    run_started_at: float | None
+    run_done: int
+    deduplicate: bool
+    deduplicated: int
+    deduplicated_input_tokens: int
+    deduplicated_output_tokens: int
 
 
 encode_metadata = msgspec.msgpack.Encoder().encode
 decode_metadata = msgspec.msgpack.Decoder(dict[str, str]).decode
 encode_errors = msgspec.msgpack.Encoder().encode
 decode_errors = msgspec.msgpack.Decoder(list[BatchError]).decode
+
+
+def usage(row: BatchRow) -> BatchUsage | None:
+    """The tokens of a batch so far; None while there are none."""
+    if row.input_tokens == 0 and row.output_tokens == 0:
+        return None
+    return BatchUsage(
+        input_tokens=row.input_tokens,
+        input_tokens_details=InputTokensDetails(cached_tokens=row.cached_tokens),
+        output_tokens=row.output_tokens,
+        output_tokens_details=OutputTokensDetails(reasoning_tokens=row.reasoning_tokens),
+        total_tokens=row.input_tokens + row.output_tokens,
+    )
+
+
+def deduplicated(row: BatchRow) -> Deduplicated | None:
+    """What a batch has saved by sending duplicates once; None where that was not asked for."""
+    if not row.deduplicate:
+        return None
+    return Deduplicated(
+        requests=row.deduplicated,
+        input_tokens=row.deduplicated_input_tokens,
+        output_tokens=row.deduplicated_output_tokens,
+        total_tokens=row.deduplicated_input_tokens + row.deduplicated_output_tokens,
+    )
+
 
 _select = sa.select(batches)
 
@@ -104,18 +141,117 @@ async def get_many(connection: AsyncConnection, ids: Sequence[str], *, lock: boo
     return {row.id: BatchRow(**row._mapping) for row in await connection.execute(query)}
 
 
-async def page(connection: AsyncConnection, owner: str, *, limit: int, after: int | None = None) -> list[BatchRow]:
-    """An owner's batches, newest first.
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """Which batches are listed; by default all.
+
+    Attributes:
+        statuses: only those with one of these.
+        windows: only those with one of these completion windows; None for any.
+        created_after, created_before: only those created then or later, and then or earlier; Unix seconds.
+    """
+
+    statuses: tuple[str, ...] = LIVE + ENDED
+    windows: tuple[str, ...] | None = None
+    created_after: int | None = None
+    created_before: int | None = None
+
+
+_EVERYTHING = Wanted()
+
+
+async def page(
+    connection: AsyncConnection, owner: str, *, limit: int, after: int | None = None, wanted: Wanted = _EVERYTHING
+) -> list[BatchRow]:
+    """An owner's batches, but for deleted ones, newest first.
 
     Args:
         limit: at most so many rows.
         after: the `seq` of the last row of the page before.
+        wanted: only these.
     """
-    query = _select.where(batches.c.owner == owner)
-    if after is not None:
-        query = query.where(batches.c.seq < after)
+    if wanted == _EVERYTHING:
+        query = _select.where(batches.c.owner == owner, batches.c.deleted_at.is_(None))
+        query = query if after is None else query.where(batches.c.seq < after)
+    else:
+        # A status at a time, one index gives the newest first, whatever else is asked for.
+        each = [sa.select(_newest(owner, status, limit, after, wanted).subquery().c.seq) for status in wanted.statuses]
+        found = (await connection.execute(sa.union_all(*each))).scalars()
+        query = _select.where(batches.c.seq.in_(sorted(found, reverse=True)[:limit]))
     query = query.order_by(batches.c.seq.desc()).limit(limit)
     return [BatchRow(**row._mapping) for row in await connection.execute(query)]
+
+
+def _newest(owner: str, status: str, limit: int, after: int | None, wanted: Wanted) -> sa.Select[tuple[int]]:
+    query = sa.select(batches.c.seq).where(
+        batches.c.owner == owner, batches.c.status == status, batches.c.deleted_at.is_(None)
+    )
+    if after is not None:
+        query = query.where(batches.c.seq < after)
+    if wanted.windows is not None:
+        query = query.where(batches.c.window.in_(wanted.windows))
+    if wanted.created_after is not None:
+        query = query.where(batches.c.created_at >= wanted.created_after)
+    if wanted.created_before is not None:
+        query = query.where(batches.c.created_at <= wanted.created_before)
+    return query.order_by(batches.c.seq.desc()).limit(limit)
+
+
+async def live_first_page(
+    connection: AsyncConnection, owner: str, *, limit: int, after: BatchRow | None = None, wanted: Wanted = _EVERYTHING
+) -> list[BatchRow]:
+    """As `page`, but those that have not ended come before those that have.
+
+    Args:
+        after: the last row of the page before.
+    """
+    rows: list[BatchRow] = []
+    for among in (LIVE, ENDED):
+        if after is not None and among is LIVE and after.status in ENDED:
+            continue
+        some = tuple(status for status in wanted.statuses if status in among)
+        if some and len(rows) < limit:
+            rows += await page(
+                connection,
+                owner,
+                limit=limit - len(rows),
+                after=after.seq if after is not None and after.status in among else None,
+                wanted=msgspec.structs.replace(wanted, statuses=some),
+            )
+    return rows
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """What changes of a batch while it runs; fields as in `BatchRow`."""
+
+    status: str
+    expires_at: int
+    error_file: str | None
+    total: int
+    completed: int
+    failed: int
+    output_lines: int
+    error_lines: int
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    reasoning_tokens: int
+    deduplicated: int
+    deduplicated_input_tokens: int
+    deduplicated_output_tokens: int
+
+
+_progress = sa.select(batches.c.id, *(batches.c[name] for name in Progress.__struct_fields__))
+
+
+def progress_of(row: BatchRow) -> Progress:
+    """What of a row changes while the batch runs."""
+    return Progress(**{name: getattr(row, name) for name in Progress.__struct_fields__})
+
+
+async def progress(connection: AsyncConnection, ids: Sequence[str]) -> dict[str, Progress]:
+    """How far these batches are; deleted ones are not among the answers."""
+    found = await connection.execute(_progress.where(batches.c.id.in_(ids), batches.c.deleted_at.is_(None)))
+    return {id: Progress(**dict(zip(Progress.__struct_fields__, values, strict=True))) for id, *values in found}
 
 
 async def change(connection: AsyncConnection, id: str, *, expect: str, changes: Mapping[str, Any]) -> bool:
@@ -224,35 +360,29 @@ async def ended_with_log(connection: AsyncConnection) -> list[str]:
     return list(found.scalars())
 
 
-class Demand(msgspec.Struct, frozen=True):
-    """What there is to do on live batches.
+async def delete_ended(connection: AsyncConnection, limit: int) -> dict[str, str | None]:
+    """Drop up to `limit` batches that were deleted by their owners, have ended, and have no log and no plan any more.
 
-    Attributes:
-        to_plan: whether a batch waits to be planned.
-        to_finish: whether one waits to be finalised, unless its requests are still in flight.
-        running: whether one runs.
-        overdue: whether one's window has ended without anybody having noticed.
+    Returns:
+        For each its id, and the key of its result index.
     """
-
-    to_plan: bool
-    to_finish: bool
-    running: bool
-    overdue: bool
-
-
-async def demand(connection: AsyncConnection, now: float) -> Demand:
-    """Look at all live batches, in one query."""
-    free = sa.case((batches.c.lease_until.is_(None) | (batches.c.lease_until < now), 1), else_=0)
     found = await connection.execute(
-        sa.select(batches.c.status, sa.func.max(free), sa.func.min(batches.c.expires_at))
-        .where(batches.c.status.in_(LIVE))
-        .group_by(batches.c.status)
+        sa.select(batches.c.id)
+        .where(
+            batches.c.deleted_at.is_not(None),
+            batches.c.status.not_in(LIVE),
+            ~batches.c.has_log,
+            ~sa.exists().where(results.c.batch_id == batches.c.id),
+            ~sa.exists().where(shards.c.batch_id == batches.c.id),
+        )
+        .order_by(batches.c.seq)
+        .limit(limit)
+        .with_for_update(skip_locked=True, of=batches)
     )
-    rows = {status: (bool(is_free), expires_at) for status, is_free, expires_at in found}
-    nothing = (False, float("inf"))
-    return Demand(
-        to_plan=rows.get("validating", nothing)[0],
-        to_finish=rows.get("finalizing", nothing)[0] or rows.get("cancelling", nothing)[0],
-        running="in_progress" in rows,
-        overdue=min(rows.get("validating", nothing)[1], rows.get("in_progress", nothing)[1]) <= now,
+    ids = list(found.scalars())
+    if not ids:
+        return {}
+    dropped = await connection.execute(
+        sa.delete(batches).where(batches.c.id.in_(ids)).returning(batches.c.id, batches.c.result_index)
     )
+    return {row.id: row.result_index for row in dropped}

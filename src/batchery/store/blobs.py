@@ -2,7 +2,8 @@
 
 A blob appears whole or not at all, and once `Writer.close` returns it survives a power cut. In a folder that takes two
 things obstore leaves to us: syncing the file and the folders that lead to it, and sweeping up what a crash left of
-unfinished writes.
+unfinished writes. In a bucket, what a crash leaves of an upload in parts can be neither seen nor removed through
+obstore; a lifecycle rule of the bucket has to (`docs/server.md`).
 """
 
 from __future__ import annotations
@@ -10,19 +11,36 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncIterator, Iterable
-from contextlib import contextmanager
+import re
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import obstore
-from obstore.exceptions import BaseError
+from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from batchery.store.errors import StoreError, StoreUnavailable, classify
 
 PIECE = 5 * 1024 * 1024  # the smallest part that S3 accepts
 READ = 512 * 1024
+
+KINDS = ("files", "index", "output", "error", "parts", "results")
+"""What a key of ours begins with."""
+
+LISTED = 1000
+"""Keys that are listed at a time."""
+
+DELETES = 16
+"""Blobs that are deleted at the same time."""
+
+RANGES = 16
+"""Ranges of a blob that are read from a bucket at the same time."""
+
+# As `new_key` makes them; a folder also has `KEY#1`, an unfinished write. Whatever else is in the store is not ours.
+_OURS = re.compile(rf"(?:{'|'.join(KINDS)})/([0-9a-f]{{2}})/\1[0-9a-f]{{30}}(?:#[0-9]+)?")
 
 
 def new_key(kind: str, id: str) -> str:
@@ -55,6 +73,7 @@ class Writer:
         self._hash = hashlib.sha256()
         self._buffer: list[bytes] = []
         self._buffered = 0
+        self._sent = 0  # bytes that the store has taken; 0 once it has failed
         self._file = obstore.open_writer_async(store.objects, key, buffer_size=PIECE, max_concurrency=2)
         self._open = True
 
@@ -88,8 +107,10 @@ class Writer:
         if not data:
             return
         await asyncio.to_thread(self._hash.update, data)
+        sent, self._sent = self._sent, 0
         with _translated():
             await self._file.write(data)
+        self._sent = sent + len(data)
 
     async def close(self) -> None:
         """The blob is complete: make it appear, durably.
@@ -98,6 +119,7 @@ class Writer:
             StoreFull, StoreUnavailable: it failed; the blob does not exist.
         """
         await self._flush()
+        self._sent = 0
         with _translated():
             await self._file.close()
         try:
@@ -108,11 +130,29 @@ class Writer:
         self._open = False
 
     async def abort(self) -> None:
-        """Give the blob up. What a folder keeps of it is swept at the next start."""
+        """Give the blob up. What a crash leaves of an unfinished one is swept in a folder at the next start."""
         self._open = False
         self._buffer.clear()
+        if self._store.folder is None and self._sent >= PIECE:
+            # An upload in parts has begun, and obstore cannot break it off: it is ended, and what came of it deleted.
+            with suppress(StoreError):
+                with _translated():
+                    await self._file.close()
+                await self._store.delete([self.key])
         del self._file
         await self._store.remove_unfinished(self.key)
+
+
+class Small(msgspec.Struct, frozen=True):
+    """An object that is small enough to be read at once.
+
+    Attributes:
+        content: its bytes.
+        written_at: when it was last written, in Unix seconds by the store's clock.
+    """
+
+    content: bytes
+    written_at: float
 
 
 class BlobStore:
@@ -138,6 +178,18 @@ class BlobStore:
         with _translated():
             return bytes(await obstore.get_range_async(self.objects, key, start=start, length=length))
 
+    async def read_each(self, key: str, starts: Sequence[int], lengths: Sequence[int]) -> list[bytes]:
+        """Several ranges of a blob, far apart: from a folder at once, else some at a time."""
+        if self.folder is not None:
+            with _translated():
+                found = await obstore.get_ranges_async(self.objects, key, starts=starts, lengths=lengths)
+            return [bytes(piece) for piece in found]
+        pieces: list[bytes] = []
+        for some in range(0, len(starts), RANGES):
+            pairs = zip(starts[some : some + RANGES], lengths[some : some + RANGES], strict=True)
+            pieces += await asyncio.gather(*(self.read(key, start, length) for start, length in pairs))
+        return pieces
+
     async def stream(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
         """A blob's bytes from `start` up to, not including, `end`, in pieces."""
         if end is None:
@@ -151,14 +203,46 @@ class BlobStore:
             yield piece
 
     async def delete(self, keys: Iterable[str]) -> None:
-        """Delete blobs; those that do not exist are passed over."""
-        for key in keys:
-            try:
-                await obstore.delete_async(self.objects, key)
-            except FileNotFoundError:
-                continue
-            except (BaseError, OSError) as error:
-                raise classify(error) from error
+        """Delete blobs; those that do not exist are passed over.
+
+        Raises:
+            StoreUnavailable: some could not be deleted; all have been tried.
+        """
+        wanted = list(keys)
+        failed: BaseException | None = None
+        for start in range(0, len(wanted), DELETES):
+            some = (self._delete(key) for key in wanted[start : start + DELETES])
+            for outcome in await asyncio.gather(*some, return_exceptions=True):
+                failed = failed or outcome
+        if failed is not None:
+            raise failed
+
+    async def _delete(self, key: str) -> None:
+        try:
+            await obstore.delete_async(self.objects, key)
+        except FileNotFoundError:
+            pass
+        except (BaseError, OSError) as error:
+            raise classify(error) from error
+
+    async def peek(self, key: str) -> Small | None:
+        """A small object; None when there is none with this key."""
+        try:
+            found = await obstore.get_async(self.objects, key)
+            return Small(bytes(await found.bytes_async()), found.meta["last_modified"].timestamp())
+        except FileNotFoundError:
+            return None
+        except (BaseError, OSError) as error:
+            raise classify(error) from error
+
+    async def put_new(self, key: str, content: bytes) -> None:
+        """Write a small object, unless there is one with this key."""
+        try:
+            await obstore.put_async(self.objects, key, content, mode="create")
+        except AlreadyExistsError:
+            pass
+        except (BaseError, OSError) as error:
+            raise classify(error) from error
 
     async def ping(self) -> None:
         """Learn whether the store answers."""
@@ -181,13 +265,33 @@ class BlobStore:
         if self.folder is not None:
             await asyncio.to_thread(_remove_unfinished, (self.folder / key).parent, (self.folder / key).name)
 
-    async def older_than(self, moment: float) -> list[str]:
-        """The keys of a folder's files, unfinished ones too, last written before a moment (Unix seconds)."""
-        return [] if self.folder is None else await asyncio.to_thread(_older_than, self.folder, moment)
+    async def older_than(self, moment: float, kind: str) -> AsyncIterator[list[str]]:
+        """The keys of one kind of our blobs last written before a moment, some at a time.
 
-    async def remove_files(self, keys: Iterable[str]) -> None:
-        """Remove files of a folder by the keys that `older_than` gave, unfinished ones too."""
+        In a folder, unfinished writes are among them.
+
+        Args:
+            moment: Unix seconds.
+            kind: one of `KINDS`.
+        """
         if self.folder is not None:
+            keys = await asyncio.to_thread(_older_than, self.folder, kind, moment)
+            for start in range(0, len(keys), LISTED):
+                yield keys[start : start + LISTED]
+            return
+        with _translated():
+            async for chunk in obstore.list(self.objects, prefix=kind, chunk_size=LISTED):
+                yield [
+                    meta["path"]
+                    for meta in chunk
+                    if meta["last_modified"].timestamp() < moment and _OURS.fullmatch(meta["path"])
+                ]
+
+    async def remove(self, keys: Sequence[str]) -> None:
+        """Remove what `older_than` gave, in a folder unfinished writes too."""
+        if self.folder is None:
+            await self.delete(keys)
+        else:
             await asyncio.to_thread(_remove, [self.folder / key for key in keys])
 
 
@@ -218,12 +322,13 @@ def _remove(paths: Iterable[Path]) -> None:
         path.unlink(missing_ok=True)
 
 
-def _older_than(folder: Path, moment: float) -> list[str]:
+def _older_than(folder: Path, kind: str, moment: float) -> list[str]:
     keys = []
-    for path in folder.rglob("*"):
+    for path in (folder / kind).rglob("*"):
+        key = path.relative_to(folder).as_posix()
         try:
-            if path.is_file() and path.stat().st_mtime < moment:
-                keys.append(path.relative_to(folder).as_posix())
+            if _OURS.fullmatch(key) and path.is_file() and path.stat().st_mtime < moment:
+                keys.append(key)
         except FileNotFoundError:
             continue
     return keys

@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from batchery.store.errors import StoreUnavailable, classify
 
-REVISION = "0001"
+REVISION = "0004"
 """The migration that this code needs; a test holds it to the newest in `migrations/`."""
 
 BUSY_TIMEOUT_MS = 15_000

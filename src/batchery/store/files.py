@@ -1,20 +1,32 @@
-"""Queries over `files`: uploads, and the output and error files of batches."""
+"""Queries over `files`: uploads, and the output and error files of batches.
+
+A file that has expired is there no more for those who ask through the API (`at`), swept or not; but as long as a live
+batch reads or writes it, it stays. No query here takes a row away without noting its blobs dead.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from batchery.store import dead_blobs
 from batchery.store.rows import typed
-from batchery.store.schema import batches, files
+from batchery.store.schema import LIVE, batches, files
+from batchery.wire.file_index import Groups
 from batchery.wire.lines import Problem
 
 
 class FileRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A row of `files`. For a file that still grows, `size` (in bytes) and `lines` are its length as of the reading."""
+    """A row of `files`.
+
+    `size` (in bytes) and `lines` are the file's length as of the reading. While `grows`, the first `blob_lines` of
+    these lines, `blob_size` bytes, are in its blob if there is one, and the rest is in the result log; and it has no
+    `expires_at`, because that is counted from its end.
+    """
 
     seq: int
     id: str
@@ -33,8 +45,12 @@ class FileRow(msgspec.Struct, frozen=True, kw_only=True):
     models: bytes | None
     index_key: str | None
     problems: bytes | None
+    groups: bytes | None
     batch_id: str | None
-    batch_status: str | None
+    api_key: str | None
+    grows: bool
+    blob_size: int
+    blob_lines: int
 
 
 class FileProblems(msgspec.Struct, frozen=True):
@@ -53,24 +69,54 @@ encode_problems = msgspec.msgpack.Encoder().encode
 decode_problems = msgspec.msgpack.Decoder(FileProblems).decode
 encode_models = msgspec.msgpack.Encoder().encode
 decode_models = msgspec.msgpack.Decoder(tuple[str, ...]).decode
+encode_groups = msgspec.msgpack.Encoder().encode
+decode_groups = msgspec.msgpack.Decoder(Groups).decode
 
-_growing = files.c.blob_key.is_(None) & files.c.batch_id.is_not(None)
+_grows = batches.c.status.in_(LIVE) & ((files.c.id == batches.c.output_file) | (files.c.id == batches.c.error_file))
 _is_output = files.c.purpose == "batch_output"
 _length = (
-    sa.case(
-        (_growing & _is_output, batches.c.output_bytes), (_growing, batches.c.error_bytes), else_=files.c.bytes
-    ).label("size"),
-    sa.case(
-        (_growing & _is_output, batches.c.output_lines), (_growing, batches.c.error_lines), else_=files.c.lines
-    ).label("lines"),
-    batches.c.status.label("batch_status"),
+    sa.case((_grows & _is_output, batches.c.output_bytes), (_grows, batches.c.error_bytes), else_=files.c.bytes).label(
+        "size"
+    ),
+    sa.case((_grows & _is_output, batches.c.output_lines), (_grows, batches.c.error_lines), else_=files.c.lines).label(
+        "lines"
+    ),
+    sa.case((_grows, sa.true()), else_=sa.false()).label("grows"),
+    sa.case((_grows, sa.null()), else_=files.c.expires_at).label("expires_at"),
+    files.c.bytes.label("blob_size"),
+    files.c.lines.label("blob_lines"),
 )
 _with_batch = files.outerjoin(batches, files.c.batch_id == batches.c.id)
-_plain = [column for column in files.c if column.name not in ("bytes", "lines")]
+_plain = [column for column in files.c if column.name not in ("bytes", "lines", "expires_at")]
 _select = sa.select(*_plain, *_length).select_from(_with_batch)
 _select_light = sa.select(
-    *(sa.null().label(column.name) if column.name in ("models", "problems") else column for column in _plain), *_length
+    *(sa.null().label(column.name) if column.name in ("models", "problems", "groups") else column for column in _plain),
+    *_length,
 ).select_from(_with_batch)
+
+_users = batches.alias("users")
+_in_use = sa.exists().where(_users.c.input_file == files.c.id, _users.c.status.in_(LIVE)) | sa.exists().where(
+    _users.c.id == files.c.batch_id,
+    _users.c.status.in_(LIVE),
+    (_users.c.output_file == files.c.id) | (_users.c.error_file == files.c.id),
+)
+"""Whether a live batch reads or writes the file; both halves are found by an index."""
+
+
+def _exists_at(moment: int) -> sa.ColumnElement[bool]:
+    return files.c.expires_at.is_(None) | (files.c.expires_at > moment) | _in_use
+
+
+class Gone(msgspec.Struct, frozen=True):
+    """Files that were deleted.
+
+    Attributes:
+        ids: theirs.
+        blob_keys: what they referred to, now noted dead.
+    """
+
+    ids: list[str]
+    blob_keys: list[str]
 
 
 async def insert(connection: AsyncConnection, **values: Any) -> None:
@@ -94,9 +140,17 @@ def growing_file(*, id: str, owner: str, purpose: str, batch: str, created_at: i
     }
 
 
-async def get(connection: AsyncConnection, id: str) -> FileRow | None:
-    """The file with this id, whoever owns it."""
-    return typed(FileRow, (await connection.execute(_select.where(files.c.id == id))).one_or_none())
+async def get(connection: AsyncConnection, id: str, *, at: int | None = None) -> FileRow | None:
+    """The file with this id, whoever owns it.
+
+    Args:
+        at: Unix seconds; then a file that has expired by this moment is found only while a live batch uses it. Without
+            it the row is found as long as there is one.
+    """
+    query = _select.where(files.c.id == id)
+    if at is not None:
+        query = query.where(_exists_at(at))
+    return typed(FileRow, (await connection.execute(query)).one_or_none())
 
 
 async def lock(connection: AsyncConnection, id: str) -> bool:
@@ -117,22 +171,38 @@ async def page(
     after: int | None = None,
     newest_first: bool = True,
     purpose: str | None = None,
+    at: int | None = None,
 ) -> list[FileRow]:
-    """An owner's files in order of creation, without their `models` and `problems`, which could be megabytes each.
+    """An owner's files in order of creation, without `models`, `problems` and `groups`, which could be megabytes each.
 
     Args:
         limit: at most so many rows.
         after: the `seq` of the last row of the page before.
         newest_first: the order.
         purpose: only files with this one.
+        at: as in `get`: what has expired by then is left out.
     """
     query = _select_light.where(files.c.owner == owner)
+    if at is not None:
+        query = query.where(_exists_at(at))
     if purpose is not None:
         query = query.where(files.c.purpose == purpose)
     if after is not None:
         query = query.where(files.c.seq < after if newest_first else files.c.seq > after)
     query = query.order_by(files.c.seq.desc() if newest_first else files.c.seq.asc()).limit(limit)
     return [FileRow(**row._mapping) for row in await connection.execute(query)]
+
+
+async def bytes_of_key(connection: AsyncConnection, key: str, now: int) -> int:
+    """The bytes of the files that were uploaded with an API key (its bare id) and have not expired."""
+    found = await connection.execute(
+        sa.select(sa.func.coalesce(sa.func.sum(files.c.bytes), 0)).where(
+            files.c.api_key == key,
+            files.c.purpose == "batch",
+            files.c.expires_at.is_(None) | (files.c.expires_at > now),
+        )
+    )
+    return int(found.scalar_one())
 
 
 async def finish(
@@ -153,12 +223,57 @@ async def finish(
     )
 
 
-async def delete(connection: AsyncConnection, id: str) -> None:
-    """Forget a file; its blobs are the caller's to delete after the commit."""
-    await connection.execute(sa.delete(files).where(files.c.id == id))
+async def keep(connection: AsyncConnection, id: str) -> None:
+    """A file does not expire, for now: it grows again."""
+    await connection.execute(sa.update(files).where(files.c.id == id).values(expires_at=None))
 
 
-async def blob_keys(connection: AsyncConnection) -> set[str]:
-    """Every blob that a file refers to; what else lies in the store is a remnant."""
-    found = await connection.execute(sa.select(files.c.blob_key, files.c.index_key))
-    return {key for row in found for key in row if key is not None}
+async def delete(connection: AsyncConnection, id: str, now: float) -> Gone:
+    """Forget a file.
+
+    Args:
+        now: Unix seconds.
+    """
+    return await _delete(connection, files.c.id == id, now)
+
+
+async def delete_expired(connection: AsyncConnection, now: float, limit: int) -> Gone:
+    """Forget up to `limit` files that have expired and that no live batch uses, those that expired first.
+
+    Any number of workers may do this at once; each takes others.
+
+    Args:
+        now: Unix seconds.
+    """
+    expired = files.c.expires_at <= int(now)
+    found = await connection.execute(
+        sa.select(files.c.id)
+        .where(expired, ~_in_use)
+        .order_by(files.c.expires_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True, of=files)
+    )
+    ids = list(found.scalars())
+    # Who makes a batch over a file locks it first (`lock`). So now that these are locked, a second look sees each batch
+    # that was made before, and there can be no further one.
+    return await _delete(connection, files.c.id.in_(ids) & expired & ~_in_use, now) if ids else Gone([], [])
+
+
+async def delete_empty(connection: AsyncConnection, batch: str, now: float) -> Gone:
+    """Forget the files of an ended batch that nothing was ever written to.
+
+    Args:
+        batch: its id.
+        now: Unix seconds.
+    """
+    return await _delete(connection, (files.c.batch_id == batch) & (files.c.bytes == 0) & ~_in_use, now)
+
+
+async def _delete(connection: AsyncConnection, which: sa.ColumnElement[bool], now: float) -> Gone:
+    deleted = await connection.execute(
+        sa.delete(files).where(which).returning(files.c.id, files.c.blob_key, files.c.index_key)
+    )
+    rows: Sequence[Any] = deleted.all()
+    keys = [key for row in rows for key in (row.blob_key, row.index_key) if key is not None]
+    await dead_blobs.note(connection, keys, now)
+    return Gone([row.id for row in rows], keys)

@@ -48,11 +48,31 @@ class Lines(msgspec.Struct, frozen=True):
         position: of the first line, from 0.
         ends: where each line ends in `body`.
         body: the lines.
+        requests: which request each line answers.
+        attempts: after how many attempts.
     """
 
     position: int
     ends: array[int]
     body: bytes
+    requests: array[int]
+    attempts: array[int]
+
+
+class Layout(msgspec.Struct, frozen=True):
+    """A segment without its lines: which requests it answers, and where in it.
+
+    Attributes:
+        position: of the first line, from 0.
+        requests: which request each line answers.
+        ends: where each line ends.
+        attempts: after how many attempts.
+    """
+
+    position: int
+    requests: array[int]
+    ends: array[int]
+    attempts: array[int]
 
 
 async def insert(connection: AsyncConnection, segments: Sequence[Segment]) -> None:
@@ -83,7 +103,7 @@ async def read(connection: AsyncConnection, batch: str, kind: Kind, first: int, 
         segments: at most so many, since each may hold some megabytes.
     """
     found = await connection.execute(
-        sa.select(results.c.position, results.c.ends, results.c.body)
+        sa.select(results.c.position, results.c.ends, results.c.body, results.c.requests, results.c.attempts)
         .where(
             results.c.batch_id == batch,
             results.c.kind == _KIND[kind],
@@ -96,7 +116,42 @@ async def read(connection: AsyncConnection, batch: str, kind: Kind, first: int, 
         .order_by(results.c.position)
         .limit(segments)
     )
-    return [Lines(position, array("I", ends), body) for position, ends, body in found]
+    return [
+        Lines(position, array("I", ends), body, array("I", requests), array("I", attempts))
+        for position, ends, body, requests, attempts in found
+    ]
+
+
+async def layout(
+    connection: AsyncConnection, batch: str, kind: Kind, first: int, *, segments: int = 1_000
+) -> list[Layout]:
+    """Segments of a growing file without their lines, from the one that begins at line `first` on.
+
+    Args:
+        first: a line, from 0.
+        segments: at most so many.
+    """
+    found = await connection.execute(
+        sa.select(results.c.position, results.c.requests, results.c.ends, results.c.attempts)
+        .where(results.c.batch_id == batch, results.c.kind == _KIND[kind], results.c.position >= first)
+        .order_by(results.c.position)
+        .limit(segments)
+    )
+    return [
+        Layout(position, array("I", requests), array("I", ends), array("I", attempts))
+        for position, requests, ends, attempts in found
+    ]
+
+
+async def body(connection: AsyncConnection, batch: str, kind: Kind, position: int) -> bytes | None:
+    """The lines of the segment that begins at a position; None when there is none any more."""
+    found = await connection.execute(
+        sa.select(results.c.body).where(
+            results.c.batch_id == batch, results.c.kind == _KIND[kind], results.c.position == position
+        )
+    )
+    lines: bytes | None = found.scalar()
+    return lines
 
 
 async def drop_some(connection: AsyncConnection, batch: str, segments: int) -> int:

@@ -37,6 +37,12 @@ metadata = MetaData(
 _Serial = BigInteger().with_variant(Integer, "sqlite")
 _Id = String(32)
 
+LIVE = ("validating", "in_progress", "finalizing", "cancelling")
+"""The statuses of a batch that has not ended."""
+
+ENDED = ("completed", "failed", "expired", "cancelled")
+"""The statuses of one that has."""
+
 files = Table(
     "files",
     metadata,
@@ -60,9 +66,16 @@ files = Table(
     Column("models", LargeBinary),
     Column("index_key", String(128)),
     Column("problems", LargeBinary),
+    # Of an upload: how many requests and bytes there are of each model and url.
+    Column("groups", LargeBinary),
     # Of an output or error file: the batch that it belongs to.
     Column("batch_id", _Id),
+    # Of an upload: the key that it came with; null while there were no keys.
+    Column("api_key", _Id),
     Index("ix_files_owner_seq", "owner", "seq"),
+    Index("ix_files_expires_at", "expires_at"),
+    Index("ix_files_batch_id", "batch_id"),
+    Index("ix_files_api_key", "api_key"),
     sqlite_autoincrement=True,
 )
 
@@ -110,7 +123,40 @@ batches = Table(
     Column("lease_until", Float),
     # Whether rows of `results` or `shards` are left to drop after the end.
     Column("has_log", Boolean, nullable=False, server_default=false()),
+    # The key that it was created with; null while there were no keys.
+    Column("api_key", _Id),
+    # Deleted by its owner: nobody sees it any more; its row goes once it has ended and its log is dropped.
+    Column("deleted_at", BigInteger),
+    # Whether bad lines of the input file are passed over, and how many of its requests are such lines. Each is one of
+    # `total` and `failed`, and has a line in the error file from the start.
+    Column("skip_invalid", Boolean, nullable=False, server_default=false()),
+    Column("invalid", BigInteger, nullable=False, server_default=text("0")),
+    # The blob that says where each request's result is in the finished files.
+    Column("result_index", String(128)),
+    # Where its end is told, and what that is signed with.
+    Column("webhook_url", Text),
+    Column("webhook_secret", Text),
+    # When its first request could go out, exactly, and how many results it had then: a retried batch has some.
+    Column("run_started_at", Float),
+    Column("run_done", BigInteger, nullable=False, server_default=text("0")),
+    # Whether identical deterministic requests are sent once, how many were answered by another's answer, and the tokens
+    # that these would have taken.
+    Column("deduplicate", Boolean, nullable=False, server_default=false()),
+    Column("deduplicated", BigInteger, nullable=False, server_default=text("0")),
+    Column("deduplicated_input_tokens", BigInteger, nullable=False, server_default=text("0")),
+    Column("deduplicated_output_tokens", BigInteger, nullable=False, server_default=text("0")),
     Index("ix_batches_owner_seq", "owner", "seq"),
+    # For lists that are filtered: answers every filter by itself.
+    Index(
+        "ix_batches_listed",
+        "owner",
+        "status",
+        "seq",
+        "created_at",
+        "window",
+        sqlite_where=text("deleted_at IS NULL"),
+        postgresql_where=text("deleted_at IS NULL"),
+    ),
     Index("ix_batches_input_file", "input_file"),
     Index(
         "ix_batches_live",
@@ -124,6 +170,12 @@ batches = Table(
         sqlite_where=text("has_log"),
         postgresql_where=text("has_log"),
     ),
+    Index(
+        "ix_batches_deleted",
+        "seq",
+        sqlite_where=text("deleted_at IS NOT NULL"),
+        postgresql_where=text("deleted_at IS NOT NULL"),
+    ),
     sqlite_autoincrement=True,
 )
 
@@ -133,18 +185,19 @@ shards = Table(
     Column("id", _Serial, primary_key=True, autoincrement=True),
     Column("batch_id", _Id, ForeignKey("batches.id"), nullable=False),
     Column("model", Text, nullable=False),
-    # The batch's expires_at, here so that the next work is found by one index.
+    # The batch's expires_at.
     Column("deadline", BigInteger, nullable=False),
     # The requests, unsigned 32 bit each, in the order in which they go out.
     Column("requests", LargeBinary, nullable=False),
     # One bit for each of them that is recorded; null before the first.
     Column("done", LargeBinary),
+    # Where some of them are answered by one answer: for each the place of the first like it, unsigned 32 bit.
+    Column("twins", LargeBinary),
     Column("lease_owner", _Id),
     Column("lease_until", Float),
     # Grows with every lease: what a former holder still wants to record is refused by it.
     Column("epoch", Integer, nullable=False),
-    Index("ix_shards_deadline", "deadline", "id"),
-    Index("ix_shards_batch_id", "batch_id"),
+    Index("ix_shards_batch_id_id", "batch_id", "id"),
     Index("ix_shards_lease_owner", "lease_owner"),
     sqlite_autoincrement=True,
 )
@@ -175,4 +228,122 @@ workers = Table(
     Column("version", String(32), nullable=False),
     Column("started_at", Float, nullable=False),
     Column("heartbeat_at", Float, nullable=False),
+    # Results recorded a second, while there was work.
+    Column("rate", Float, nullable=False, server_default=text("0")),
+    # What else it says of itself, as JSON: what `/metrics` shows.
+    Column("snapshot", LargeBinary),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("id", _Id, nullable=False, unique=True),
+    Column("owner", String(64), nullable=False),
+    # SHA-256 of the key, as hex; the key itself has 256 random bits and is kept nowhere.
+    Column("hash", String(64), nullable=False, unique=True),
+    # Its last characters, by which people tell keys apart.
+    Column("hint", String(8), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("revoked_at", BigInteger),
+    # Null for no limit.
+    Column("max_queued_requests", BigInteger),
+    Column("max_live_batches", BigInteger),
+    Column("max_upload_bytes", BigInteger),
+    # Where the end of its batches is told, unless a batch says otherwise, and what that is signed with.
+    Column("webhook_url", Text),
+    Column("webhook_secret", Text),
+    # Of its owner's share of the capacity.
+    Column("weight", Integer, nullable=False, server_default=text("1")),
+    sqlite_autoincrement=True,
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("owner", String(64), primary_key=True),
+    # What was created: `file` or `batch`.
+    Column("kind", String(8), primary_key=True),
+    Column("key", String(255), primary_key=True),
+    # SHA-256 of what was asked for, as hex, and the id of what came of it.
+    Column("fingerprint", String(64), nullable=False),
+    Column("object_id", _Id, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Index("ix_idempotency_keys_created_at", "created_at"),
+    Index("ix_idempotency_keys_object_id", "object_id"),
+)
+
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("owner", String(64), nullable=False),
+    Column("api_key", _Id),
+    Column("filename", Text, nullable=False),
+    Column("mime_type", Text, nullable=False),
+    # The length that was announced, which the parts must add up to.
+    Column("bytes", BigInteger, nullable=False),
+    # How long the file is to live, once there is one; null for ever.
+    Column("file_expires_after", BigInteger),
+    Column("status", String(16), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("file_id", _Id),
+    Index("ix_uploads_expires_at", "expires_at"),
+)
+
+upload_parts = Table(
+    "upload_parts",
+    metadata,
+    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("id", _Id, nullable=False, unique=True),
+    Column("upload_id", _Id, ForeignKey("uploads.id"), nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("md5", String(32), nullable=False),
+    Column("blob_key", String(128), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Index("ix_upload_parts_upload_id", "upload_id"),
+    sqlite_autoincrement=True,
+)
+
+webhooks = Table(
+    "webhooks",
+    metadata,
+    # The event's id; a receiver that gets it twice knows it by this.
+    Column("id", _Id, primary_key=True),
+    Column("batch_id", _Id, nullable=False),
+    Column("type", String(32), nullable=False),
+    Column("url", Text, nullable=False),
+    # Of the URL: so that one slow receiver does not take all there is.
+    Column("host", Text, nullable=False),
+    Column("secret", Text, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    # When it is to be sent next; null once it was delivered or given up.
+    Column("next_at", Float),
+    Column("delivered_at", BigInteger),
+    # What the last attempt failed with.
+    Column("error", Text),
+    Index("ix_webhooks_next_at", "next_at"),
+    Index("ix_webhooks_created_at", "created_at"),
+)
+
+dead_blobs = Table(
+    "dead_blobs",
+    metadata,
+    # A blob that nothing refers to any more. Written in the transaction that took the last reference away, so that no
+    # crash can leave a blob behind; the sweep deletes the blob some time later, and then this row.
+    Column("key", String(128), primary_key=True),
+    Column("since", Float, nullable=False),
+    Index("ix_dead_blobs_since", "since"),
+)
+
+identity = Table(
+    "identity",
+    metadata,
+    # There is one row, and this is 1.
+    Column("only", SmallInteger, primary_key=True, autoincrement=False),
+    # Which database this is: a blob store carries the same id, so that nothing is swept that another database knows.
+    Column("id", _Id, nullable=False),
 )

@@ -22,6 +22,7 @@ class ShardRow(msgspec.Struct, frozen=True, kw_only=True):
     deadline: int
     requests: bytes
     done: bytes | None
+    twins: bytes | None = None
     lease_owner: str | None
     lease_until: float | None
     epoch: int
@@ -35,48 +36,79 @@ class ShardRow(msgspec.Struct, frozen=True, kw_only=True):
         return [(place, request) for place, request in enumerate(requests) if not done[place >> 3] >> (place & 7) & 1]
 
 
-async def insert(connection: AsyncConnection, batch: str, deadline: int, pieces: Sequence[tuple[str, bytes]]) -> None:
+async def insert(
+    connection: AsyncConnection,
+    batch: str,
+    deadline: int,
+    pieces: Sequence[tuple[str, bytes]],
+    twins: Sequence[bytes | None] = (),
+) -> None:
     """Add a batch's plan.
 
     Args:
         batch: its id.
         deadline: its `expires_at`.
         pieces: for each shard the model and the packed requests.
+        twins: for each shard too, or none for any.
     """
+    if not pieces:
+        return
     await connection.execute(
         sa.insert(shards),
         [
-            {"batch_id": batch, "model": model, "deadline": deadline, "requests": requests, "epoch": 0}
-            for model, requests in pieces
+            {
+                "batch_id": batch,
+                "model": model,
+                "deadline": deadline,
+                "requests": requests,
+                "twins": same,
+                "epoch": 0,
+            }
+            for (model, requests), same in zip(pieces, twins or [None] * len(pieces), strict=True)
         ],
     )
 
 
 async def claim(
-    connection: AsyncConnection, worker: str, limit: int, now: float, until: float, *, holding: Sequence[int] = ()
+    connection: AsyncConnection,
+    worker: str,
+    wanted: Mapping[str, int],
+    now: float,
+    until: float,
+    *,
+    holding: Sequence[int] = (),
 ) -> list[ShardRow]:
-    """Lease up to `limit` shards of running batches, earliest deadline first.
+    """Lease free shards of running batches, each batch's in plan order.
 
     Args:
         worker: who takes them.
+        wanted: how many of each batch, at most; of few batches, since each adds to the query.
         now: Unix seconds; leases that ended before are free.
         until: when the leases lapse unless renewed.
         holding: the ids of shards that the worker has; it does not take them twice when their leases have lapsed.
+
+    Returns:
+        The shards, in the order of `wanted` and of their plans.
     """
-    found = await connection.execute(
+    if not wanted:
+        return []
+    each = [
         sa.select(shards.c.id)
         .select_from(shards.join(batches, shards.c.batch_id == batches.c.id))
         .where(
+            shards.c.batch_id == batch,
             batches.c.status == "in_progress",
             shards.c.deadline > now,
             shards.c.lease_until.is_(None) | (shards.c.lease_until < now),
             shards.c.id.not_in(holding),
         )
-        .order_by(shards.c.deadline, shards.c.id)
-        .limit(limit)
+        .order_by(shards.c.id)
+        .limit(count)
         .with_for_update(skip_locked=True, of=shards)
-    )
-    ids = list(found.scalars())
+        .subquery()
+        for batch, count in wanted.items()
+    ]
+    ids = list((await connection.execute(sa.union_all(*(sa.select(one.c.id) for one in each)))).scalars())
     if not ids:
         return []
     taken = await connection.execute(
@@ -85,7 +117,8 @@ async def claim(
         .values(lease_owner=worker, lease_until=until, epoch=shards.c.epoch + 1)
         .returning(shards)
     )
-    return sorted((ShardRow(**row._mapping) for row in taken), key=lambda shard: (shard.deadline, shard.id))
+    turn = {batch: place for place, batch in enumerate(wanted)}
+    return sorted((ShardRow(**row._mapping) for row in taken), key=lambda shard: (turn[shard.batch_id], shard.id))
 
 
 class Held(msgspec.Struct, frozen=True):

@@ -9,6 +9,60 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from batchery.store.schema import workers
 
 
+class Distribution(msgspec.Struct, frozen=True):
+    """How some values are distributed, as Prometheus' histograms have it.
+
+    Attributes:
+        bounds: the upper ends of the buckets, in order; one more is without an end.
+        counts: values in each bucket, not in those below it; one more than bounds.
+        sum: of all values.
+    """
+
+    bounds: list[float] = []
+    counts: list[int] = msgspec.field(default_factory=lambda: [0])
+    sum: float = 0.0
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker says of itself with each heartbeat. Counts are from its start and never fall.
+
+    Attributes:
+        limit: requests that may be in flight, as set or found.
+        allowed: the same now, all things considered: fewer while the upstream is down, or while others want it.
+        in_flight: requests sent and not yet answered.
+        ready: requests read and not yet sent.
+        waiting: requests that wait for another try.
+        attempts: by outcome, an HTTP status or the kind of a fault.
+        unsent: requests that were failed without being sent.
+        tripped: kinds of requests that are failed so.
+        down: whether the upstream is taken to be down.
+        upstream_waiting, upstream_running: requests in the upstream's queue and those that it works on, whoever sent
+            them, as it says itself; None where it does not.
+        upstream_cache: the used share of its key-value cache, 0 to 1; likewise.
+        commit_seconds: how long commits of results took.
+        commit_results: how many results each had.
+    """
+
+    limit: int = 0
+    allowed: int = 0
+    in_flight: int = 0
+    ready: int = 0
+    waiting: int = 0
+    attempts: dict[str, int] = {}
+    unsent: int = 0
+    tripped: int = 0
+    down: bool = False
+    upstream_waiting: int | None = None
+    upstream_running: int | None = None
+    upstream_cache: float | None = None
+    commit_seconds: Distribution = Distribution()
+    commit_results: Distribution = Distribution()
+
+
+encode_snapshot = msgspec.json.Encoder().encode
+decode_snapshot = msgspec.json.Decoder(Snapshot).decode
+
+
 class WorkerRow(msgspec.Struct, frozen=True, kw_only=True):
     """A row of `workers`."""
 
@@ -18,6 +72,8 @@ class WorkerRow(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     started_at: float
     heartbeat_at: float
+    rate: float = 0.0
+    snapshot: bytes | None = None
 
 
 async def insert(connection: AsyncConnection, worker: WorkerRow) -> None:
@@ -25,9 +81,25 @@ async def insert(connection: AsyncConnection, worker: WorkerRow) -> None:
     await connection.execute(sa.insert(workers).values(**msgspec.structs.asdict(worker)))
 
 
-async def beat(connection: AsyncConnection, id: str, now: float) -> None:
-    """A worker lives."""
-    await connection.execute(sa.update(workers).where(workers.c.id == id).values(heartbeat_at=now))
+async def beat(connection: AsyncConnection, id: str, now: float, rate: float, snapshot: Snapshot | None = None) -> None:
+    """A worker lives.
+
+    Args:
+        rate: results that it records a second, while there is work.
+        snapshot: what else it says of itself.
+    """
+    said = None if snapshot is None else encode_snapshot(snapshot)
+    await connection.execute(
+        sa.update(workers).where(workers.c.id == id).values(heartbeat_at=now, rate=rate, snapshot=said)
+    )
+
+
+async def total_rate(connection: AsyncConnection, since: float) -> float:
+    """Results a second of all workers together that have shown themselves since a time (Unix seconds)."""
+    found = await connection.execute(
+        sa.select(sa.func.coalesce(sa.func.sum(workers.c.rate), 0)).where(workers.c.heartbeat_at >= since)
+    )
+    return float(found.scalar_one())
 
 
 async def all_workers(connection: AsyncConnection) -> list[WorkerRow]:

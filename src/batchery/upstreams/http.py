@@ -24,11 +24,19 @@ from wreq.redirect import Policy
 from wreq.runtime import Runtime
 from wreq.tls import CertStore
 
-from batchery.upstreams.base import Answer, Fault
+from batchery.upstreams.base import Answer, Fault, Load, RateLimit
+from batchery.upstreams.engine_metrics import read_load
 from batchery.wire.objects import Model
 
 CONNECT_TIMEOUT = 10.0
 MODELS_TIMEOUT = 5.0
+
+METRICS_TIMEOUT = 2.0
+MAX_METRICS_BYTES = 8 * 1024 * 1024
+"""Of an engine's metrics."""
+
+ASKED = 16
+"""Answers that are looked through for a server's rate limits, before it is taken to have none to tell."""
 
 
 class InvalidUpstreamError(ValueError):
@@ -64,6 +72,38 @@ _AUTHORITY = re.compile(r"(?:.*@)?(?:\[[0-9A-Fa-f:.]+\]|[^\x00-\x20\x7f#%/:<>?@\
 _NO_URL = "{} is not an upstream URL; write one such as http://127.0.0.1:8000/v1"
 
 
+def metrics_url(setting: str, base: str) -> str | None:
+    """Where an upstream's own metrics are.
+
+    Args:
+        setting: `auto`, `off`, or an http(s) URL.
+        base: the upstream's, as `base_url` gives it.
+
+    Returns:
+        None for nowhere. Engines have them at `/metrics`, beside `/v1`.
+
+    Raises:
+        InvalidUpstreamError: it is none of these.
+    """
+    text = setting.strip()
+    if text == "off":
+        return None
+    if text == "auto":
+        return f"{base}/metrics"
+    try:
+        parts = urlsplit(text)
+        parts.port  # noqa: B018
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https") or not _AUTHORITY.fullmatch(parts.netloc) or "@" in parts.netloc:
+        shown = "the text given" if "@" in text else repr(text)
+        raise InvalidUpstreamError(
+            f"{shown} does not say where the upstream's metrics are; write auto, off, or a URL without a user name, "
+            "such as http://127.0.0.1:8000/metrics"
+        )
+    return text
+
+
 def retry_after(value: str | None, milliseconds: str | None, now: float) -> float | None:
     """The seconds that a server asks to wait.
 
@@ -92,6 +132,41 @@ def retry_after(value: str | None, milliseconds: str | None, now: float) -> floa
     return None
 
 
+def rate_limit(
+    requests_left: str | None, tokens_left: str | None, requests_reset: str | None, tokens_reset: str | None
+) -> RateLimit | None:
+    """What a server says of the sender's quota (https://platform.openai.com/docs/guides/rate-limits#headers).
+
+    Args:
+        requests_left, tokens_left: the headers `x-ratelimit-remaining-...`: whole numbers.
+        requests_reset, tokens_reset: the headers `x-ratelimit-reset-...`: seconds, or such as `6m0s`, `1.5s`, `20ms`.
+
+    Returns:
+        None when no header says how much is left.
+    """
+    requests, tokens = _whole(requests_left), _whole(tokens_left)
+    if requests is None and tokens is None:
+        return None
+    return RateLimit(requests, tokens, _span(requests_reset), _span(tokens_reset))
+
+
+def _whole(text: str | None) -> int | None:
+    if text is None or not re.fullmatch(r"-?[0-9]{1,18}(\.[0-9]*)?", text := text.strip()):
+        return None
+    return max(0, int(float(text)))
+
+
+def _span(text: str | None) -> float | None:
+    if text is None or not _SPAN.fullmatch(text := text.strip()):
+        return None
+    return sum(float(number) * _SECONDS[unit] for number, unit in _PIECE.findall(text))
+
+
+_SPAN = re.compile(r"(?:[0-9]{1,9}(?:\.[0-9]{1,9})?(?:ms|[smhd]))+|[0-9]{1,9}(?:\.[0-9]{1,9})?", re.ASCII)
+_PIECE = re.compile(r"([0-9.]+)(ms|[smhd]|)", re.ASCII)
+_SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
+
+
 class _Models(msgspec.Struct):
     data: list[_Model]
 
@@ -112,10 +187,12 @@ class HttpUpstream:
         url: its base URL; a `/v1` at the end is optional.
         key: sent as a bearer token; None for none.
         timeout: seconds that one request may take from its start to the end of its answer.
+        metrics: where its own metrics are: `auto` (at `/metrics`), `off`, or a URL.
     """
 
-    def __init__(self, url: str, *, key: str | None = None, timeout: float = 600.0) -> None:
+    def __init__(self, url: str, *, key: str | None = None, timeout: float = 600.0, metrics: str = "auto") -> None:
         self.url = base_url(url)
+        self._metrics_url = metrics_url(metrics, self.url)
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if key is not None:
             headers["Authorization"] = f"Bearer {key}"
@@ -132,7 +209,10 @@ class HttpUpstream:
             dns_options=DnsOptions(system_dns=True),  # the client's own resolver would not ask the system
             tls_verify=_authorities(),
         )
+        self._keyless: Client | None = None
         self._timeout = timeout
+        self._asked = 0
+        self._tells_limits = False
         self._targets: dict[str, str] = {}
 
     async def send(self, url: str, body: bytes | memoryview) -> Answer | Fault:
@@ -154,7 +234,19 @@ class HttpUpstream:
         wait = None
         if status >= 400:
             wait = retry_after(_header(headers, "retry-after"), _header(headers, "retry-after-ms"), time.time())
-        return Answer(status, data, _header(headers, "x-request-id"), wait)
+        # Few servers say how much may still be sent, and asking for headers takes time; one that does is known by its
+        # first answers, or by those that refuse.
+        limit = None
+        if self._tells_limits or self._asked < ASKED or status == 429:
+            self._asked += 1
+            limit = rate_limit(
+                _header(headers, "x-ratelimit-remaining-requests"),
+                _header(headers, "x-ratelimit-remaining-tokens"),
+                _header(headers, "x-ratelimit-reset-requests"),
+                _header(headers, "x-ratelimit-reset-tokens"),
+            )
+            self._tells_limits = self._tells_limits or limit is not None
+        return Answer(status, data, _header(headers, "x-request-id"), wait, limit)
 
     async def models(self) -> list[Model]:
         try:
@@ -171,8 +263,44 @@ class HttpUpstream:
             return []
         return [Model(id=model.id, created=model.created, owned_by=model.owned_by) for model in found.data]
 
+    async def load(self) -> Load | None:
+        if self._metrics_url is None:
+            return None
+        # The key is for the upstream alone.
+        client = self._client if _origin(self._metrics_url) == _origin(self.url) else self._stranger()
+        try:
+            async with asyncio.timeout(METRICS_TIMEOUT):
+                response = await client.get(self._metrics_url, headers={"Accept": "text/plain"})
+                if response.status.as_int() != 200:
+                    return None
+                data = bytes(await response.bytes())
+        except (*FAILURES, TimeoutError):
+            return None
+        except asyncio.CancelledError:
+            if _is_cancelled():
+                raise
+            return None
+        return read_load(data.decode(errors="replace")) if len(data) <= MAX_METRICS_BYTES else None
+
+    def _stranger(self) -> Client:
+        """A client that takes no key along."""
+        if self._keyless is None:
+            self._keyless = Client(
+                runtime=Runtime(workers=1),
+                user_agent="batchery",
+                redirect=Policy.none(),
+                referer=False,
+                http1_only=True,
+                timeout=timedelta(seconds=METRICS_TIMEOUT),
+                dns_options=DnsOptions(system_dns=True),
+                tls_verify=_authorities(),
+            )
+        return self._keyless
+
     async def close(self) -> None:
         self._client.close()
+        if self._keyless is not None:
+            self._keyless.close()
 
 
 FAILURES = (
@@ -187,6 +315,11 @@ FAILURES = (
     exceptions.TlsError,
 )
 """What the client raises for one request; these classes have no base of their own."""
+
+
+def _origin(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.netloc
 
 
 def _authorities() -> CertStore | bool:

@@ -9,19 +9,19 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-Kind = Literal["file", "batch"]
+Kind = Literal["file", "batch", "upload", "part", "key", "evt"]
 
-_PREFIX = {"file": "file-", "batch": "batch_"}
-_ID = re.compile(r"(?:(file|batch)[-_])?([0-9a-f]{32})", re.ASCII)
+_PREFIX = {"file": "file-", "batch": "batch_", "upload": "upload_", "part": "part_", "key": "key_", "evt": "evt_"}
+_ID = re.compile(r"(?:(file|batch|upload|part|key|evt)[-_])?([0-9a-f]{32})", re.ASCII)
 
 
 def show(kind: Kind, key: str) -> str:
-    """The id as the API emits it: `file-<32 hex>` or `batch_<32 hex>`."""
+    """The id as the API emits it: `file-<32 hex>`, `batch_<32 hex>`, `upload_<32 hex>` and so on."""
     return _PREFIX[kind] + key
 
 
 def parse(kind: Kind, text: str) -> str | None:
-    """The bare 32 hex digits of an id with the prefix `file-`, `file_`, `batch-`, `batch_` or none; else None.
+    """The bare 32 hex digits of an id with the kind's own prefix (`file-` or `file_`, and so on) or none; else None.
 
     A prefix of the other kind names nothing.
     """

@@ -1,17 +1,15 @@
-"""The API's objects, and the bodies of its requests with the rules they must pass.
+"""The API's objects, as its answers show them.
 
 Nulls are sent as null, times are whole Unix seconds, and field order is the contract's.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
-from batchery.wire import strict_json
-from batchery.wire.errors import BadRequest
-from batchery.wire.lines import URLS
+from batchery.wire.estimates import EstimateBasis, GroupEstimate
 
 FileStatus = Literal["processed", "error"]
 Purpose = Literal["batch", "batch_output", "batch_error"]
@@ -19,11 +17,7 @@ BatchStatus = Literal[
     "validating", "in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled"
 ]
 
-MIN_EXPIRY = 3_600
-MAX_EXPIRY = 2_592_000
-MAX_METADATA = 16
-MAX_METADATA_KEY = 64
-MAX_METADATA_VALUE = 512
+OnInvalidLine = Literal["fail", "skip"]
 
 
 class FileObject(msgspec.Struct, kw_only=True):
@@ -95,8 +89,28 @@ class BatchUsage(msgspec.Struct, kw_only=True):
     total_tokens: int
 
 
+class Deduplicated(msgspec.Struct, kw_only=True):
+    """Of a batch's completed requests those that were answered by the answer of a duplicate.
+
+    Attributes:
+        requests: how many; none of them was sent.
+        input_tokens, output_tokens, total_tokens: what they would have taken; not in the batch's `usage`.
+    """
+
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+
+
 class BatchObject(msgspec.Struct, kw_only=True):
-    """A batch."""
+    """A batch.
+
+    Attributes:
+        estimated_completion_at: when it is expected to be done; null while nothing is known, and once it has ended. It
+            may be later than `expires_at`, and then the batch would expire.
+        deduplicated: what was saved so far by sending duplicates once; null where that was not asked for.
+    """
 
     id: str
     object: Literal["batch"] = "batch"
@@ -119,6 +133,8 @@ class BatchObject(msgspec.Struct, kw_only=True):
     cancelled_at: int | None = None
     request_counts: RequestCounts
     usage: BatchUsage | None = None
+    estimated_completion_at: int | None = None
+    deduplicated: Deduplicated | None = None
     metadata: dict[str, str]
 
 
@@ -158,135 +174,52 @@ class ModelList(msgspec.Struct, kw_only=True):
     data: list[Model]
 
 
-class ExpiresAfter(msgspec.Struct, kw_only=True, frozen=True):
-    """When a file may be deleted: so many seconds after its creation."""
+class ValidationCounts(msgspec.Struct, kw_only=True):
+    """How many good requests an input file has."""
 
-    seconds: int
-    anchor: Literal["created_at"] = "created_at"
+    total: int
 
 
-class CreateBatch(msgspec.Struct, kw_only=True, frozen=True):
-    """The body of `POST /batches`, for the OpenAPI document; `parse_create_batch` reads it."""
+class Load(msgspec.Struct, kw_only=True):
+    """What the server has to do before a new batch would be done.
 
+    Attributes:
+        queued_requests: those without a result in live batches that are due no later.
+        requests_per_second: at which they end just now; null while nothing is known.
+    """
+
+    queued_requests: int
+    requests_per_second: float | None
+
+
+class BatchValidation(msgspec.Struct, kw_only=True):
+    """What would become of a batch over a file, without making it.
+
+    Attributes:
+        valid: whether the file has no bad line.
+        runnable: whether the batch would run, with `on_invalid_line` as it was sent.
+        errors: the first 1 000 things wrong with the file; null if there is none.
+        error_count: how many there are in all.
+        groups: the good requests by model and url, with what they would take; null, as all estimates of tokens and
+            cost, for a file that was uploaded before these were counted.
+        estimated_cost: in `currency`; null where the server does not know the price of each model.
+        estimated_completion_at: null if the batch would not run, and while the server's rate is unknown.
+    """
+
+    object: Literal["batch.validation"] = "batch.validation"
     input_file_id: str
-    endpoint: str
+    valid: bool
+    runnable: bool
+    errors: BatchErrors | None
+    error_count: int
+    request_counts: ValidationCounts
+    groups: list[GroupEstimate] | None
+    estimated_input_tokens: int | None
+    estimated_output_tokens: int | None
+    estimate_basis: EstimateBasis | None
+    estimated_cost: float | None
+    currency: Literal["USD"] = "USD"
     completion_window: str
-    metadata: dict[str, str] | None = None
-    output_expires_after: ExpiresAfter | None = None
-
-
-def parse_create_batch(data: bytes) -> CreateBatch:
-    """Read and check the body of `POST /batches`. Whether the window is offered is for `windows.require_window`.
-
-    Raises:
-        BadRequest: names the field, its value and what would be accepted.
-    """
-    try:
-        body = strict_json.loads(data)
-    except strict_json.NotJson as error:
-        raise BadRequest(f"The body is not valid JSON: {error}.", code="invalid_json") from None
-    if type(body) is not dict:
-        raise BadRequest("The body must be a JSON object.", code="invalid_type")
-    return CreateBatch(
-        input_file_id=_string(body, "input_file_id"),
-        endpoint=_endpoint(body),
-        completion_window=_string(body, "completion_window"),
-        metadata=_metadata(body.get("metadata")),
-        output_expires_after=_output_expires_after(body.get("output_expires_after")),
-    )
-
-
-def _string(body: dict[str, Any], field: str) -> str:
-    value = body.get(field)
-    if value is None:
-        raise BadRequest(f"The field {field!r} is required.", param=field, code="missing_required_parameter")
-    if type(value) is not str or not value:
-        raise BadRequest(
-            f"{field} must be a non-empty string, not {strict_json.describe(value)}.", param=field, code="invalid_type"
-        )
-    return value
-
-
-def _endpoint(body: dict[str, Any]) -> str:
-    endpoint = _string(body, "endpoint")
-    if endpoint not in URLS:
-        raise BadRequest(
-            f"endpoint {strict_json.describe(endpoint)} is not supported; use one of: {', '.join(URLS)}.",
-            param="endpoint",
-            code="invalid_value",
-        )
-    return endpoint
-
-
-def _metadata(value: Any) -> dict[str, str] | None:
-    if value is None:
-        return None
-    if type(value) is not dict:
-        raise BadRequest(
-            f"metadata must be an object of strings, not {strict_json.kind(value)}.",
-            param="metadata",
-            code="invalid_type",
-        )
-    if len(value) > MAX_METADATA:
-        raise BadRequest(
-            f"metadata has {len(value)} pairs; the most is {MAX_METADATA}.", param="metadata", code="invalid_value"
-        )
-    for key, text in value.items():
-        if len(key) > MAX_METADATA_KEY:
-            raise BadRequest(
-                f"A metadata key has {len(key)} characters; the most is {MAX_METADATA_KEY}.",
-                param="metadata",
-                code="invalid_value",
-            )
-        if type(text) is not str:
-            raise BadRequest(
-                f"metadata[{key!r}] must be a string, not {strict_json.describe(text)}.",
-                param=f"metadata.{key}",
-                code="invalid_type",
-            )
-        if len(text) > MAX_METADATA_VALUE:
-            raise BadRequest(
-                f"metadata[{key!r}] has {len(text)} characters; the most is {MAX_METADATA_VALUE}.",
-                param=f"metadata.{key}",
-                code="invalid_value",
-            )
-    return value
-
-
-def _output_expires_after(value: Any) -> ExpiresAfter | None:
-    if value is None:
-        return None
-    if type(value) is not dict:
-        raise BadRequest(
-            f"output_expires_after must be an object with anchor and seconds, not {strict_json.kind(value)}.",
-            param="output_expires_after",
-            code="invalid_type",
-        )
-    return check_expires_after(value.get("anchor"), value.get("seconds"), "output_expires_after")
-
-
-def check_expires_after(anchor: Any, seconds: Any, param: str) -> ExpiresAfter:
-    """Check an expiry rule.
-
-    Args:
-        anchor: must be `created_at`.
-        seconds: a whole number from 3 600 to 2 592 000.
-        param: the field's name, for the message.
-
-    Raises:
-        BadRequest: either is missing or not accepted.
-    """
-    if anchor != "created_at":
-        raise BadRequest(
-            f"{param}[anchor] must be 'created_at', not {strict_json.describe(anchor)}.",
-            param=f"{param}.anchor",
-            code="invalid_value",
-        )
-    if type(seconds) is not int or not MIN_EXPIRY <= seconds <= MAX_EXPIRY:
-        raise BadRequest(
-            f"{param}[seconds] must be a whole number from {MIN_EXPIRY} to {MAX_EXPIRY}, "
-            f"not {strict_json.describe(seconds)}.",
-            param=f"{param}.seconds",
-            code="invalid_value",
-        )
-    return ExpiresAfter(seconds=seconds)
+    expires_at_if_created_now: int
+    load: Load
+    estimated_completion_at: int | None

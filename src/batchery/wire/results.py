@@ -209,6 +209,21 @@ def failure_line(
     )
 
 
+def reissued(line: bytes, of: tuple[str, str], to: tuple[str, str]) -> bytes:
+    """A result line as the line of another request that has the same result.
+
+    Args:
+        line: from `success_line` or `failure_line`.
+        of: the id and the `custom_id` that it was made with.
+        to: those of the other request.
+    """
+    return _begin(*to) + line[len(_begin(*of)) :]
+
+
+def _begin(id: str, custom_id: str) -> bytes:
+    return b'{"id":"%b","custom_id":%b' % (id.encode(), _text(custom_id))
+
+
 def _text(value: str) -> bytes:
     try:
         return one_line(_encode(value))

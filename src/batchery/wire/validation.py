@@ -1,19 +1,34 @@
 """Validating a whole input file as it streams by, and the index that this leaves behind.
 
-`LineValidator` takes a file's bytes in pieces of any size and keeps, for each request, where it is, which model it
-names, and, for what is wrong, a `Problem`. It never raises for content: any bytes either are requests or leave located
-problems. Beyond the line at hand its memory is about 30 bytes a request, whatever the size of the file.
+`LineValidator` takes a file's bytes in pieces of any size and keeps, for each request, where it is, which model and url
+it names, and, for what is wrong, a `Problem`. It never raises for content: any bytes either are requests or leave
+located problems. Beyond the line at hand its memory is about 40 bytes a request and the beginnings of prompts that
+`prefixes` keeps, whatever the size of the file.
+
+Of bad lines the first are spelled out, and all are in the index, so that a batch can pass over them and still say of
+each what is wrong: `problem_of` makes its `Problem` again.
 """
 
 from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from heapq import merge
+from itertools import accumulate, compress
 
 import msgspec
 
-from batchery.wire import strict_json
+from batchery.wire.file_index import (
+    ONE_MODEL_TOO_MANY,
+    PARSE,
+    BadLines,
+    Counts,
+    FileIndex,
+    Groups,
+    duplicate,
+    one_model_too_many,
+)
 from batchery.wire.lines import (
     BOM,
     MAX_MODELS,
@@ -25,40 +40,9 @@ from batchery.wire.lines import (
     parse_line,
     read_request,
 )
+from batchery.wire.prefixes import Prefixes, PrefixTree
 
-
-class FileIndex(msgspec.Struct, frozen=True):
-    """Where each request of a file is, and which model it asks for. Requests are counted from 0 in file order.
-
-    Attributes:
-        starts: byte offset of each request's line, unsigned 64 bit.
-        lengths: bytes of each line without its line break, unsigned 32 bit.
-        numbers: the physical line of each, from 1, unsigned 32 bit; None when request i is line i + 1.
-        models: the models named, in order of first appearance.
-        by_model: for each of them its requests in file order, unsigned 32 bit.
-        urls: the urls named, in order of first appearance.
-    """
-
-    starts: array[int]
-    lengths: array[int]
-    numbers: array[int] | None
-    models: tuple[str, ...]
-    by_model: tuple[array[int], ...]
-    urls: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def number(self, index: int) -> int:
-        """The physical line, from 1, of the request with this index."""
-        return index + 1 if self.numbers is None else self.numbers[index]
-
-
-class SuspectedDuplicate(msgspec.Struct, frozen=True):
-    """Two requests whose `custom_id`s have the same 64-bit hash; only the bytes can tell whether they are equal."""
-
-    first: int
-    second: int
+_MAX_LENGTH = (1 << 32) - 1
 
 
 _BLANK_LINES = re.compile(rb"(?:[ \t]{0,16}\r?\n)+")
@@ -69,8 +53,8 @@ class LineValidator:
     """Validates an input file as it streams by.
 
     Feed it the file's bytes in order, then call `finish`. What comes out does not depend on how the bytes were cut.
-    Requests with equal `custom_id` are only suspected here, by hash, because keeping a million ids would not be flat;
-    `finish` takes a function that reads a line back and settles each suspicion.
+    Requests with equal `custom_id` are only suspected while reading, by hash, because keeping a million ids would not
+    be flat; `finish` takes a function that reads a line back and settles each suspicion.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -87,9 +71,13 @@ class LineValidator:
         self._numbers: array[int] | None = None
         self._hashes = array("q")
         self._models: dict[str, array[int]] = {}
-        self._urls: dict[str, None] = {}
+        self._url = ""  # of the last request
+        self._urls: dict[str, int] = {}
+        self._url_runs: tuple[array[int], array[int]] = array("I"), array("B")  # where the url changes, and to which
+        self._prefixes = PrefixTree()
+        self._bad = BadLines(limits.line_bytes)
+        self._bad_count = 0
         self._problems: list[Problem] = []
-        self._problem_count = 0
 
     @property
     def stopped(self) -> bool:
@@ -150,7 +138,7 @@ class LineValidator:
     def _line(self, line: bytes, length: int) -> None:
         """One physical line of this length; `line` is empty while `_skipping`."""
         self._lines += 1
-        start = self._offset
+        start = whole = self._offset
         self._offset += length + 1
         if self._first:
             self._first = False
@@ -162,42 +150,28 @@ class LineValidator:
         too_large = self._skipping or len(line) > self._limits.line_bytes
         if not too_large and (not line or line.isspace()):
             return
-        if len(self._starts) + self._problem_count >= self._limits.requests:
+        if len(self._starts) + self._bad_count >= self._limits.requests:
             self._stopped = True
-            self._add_problem(
-                Problem(
-                    "too_many_requests_in_file",
-                    f"The file has more than {self._limits.requests} requests; line {self._lines} is the first too "
-                    "many. Split it into smaller files.",
-                    line=self._lines,
-                )
-            )
             return
         if too_large:
-            self._add_problem(line_too_large(self._lines, self._limits))
+            # As long as it is in the file: while it is skipped, nobody sees how it begins and ends.
+            self._add_bad(line_too_large(self._lines, self._limits), whole, min(length, _MAX_LENGTH))
             return
         parsed = parse_line(line, self._lines, self._limits)
         if type(parsed) is Request:
-            self._add_request(parsed, start, len(line))
+            self._add_request(parsed, start, line)
         else:
             assert isinstance(parsed, Problem)
-            self._add_problem(parsed)
+            self._add_bad(parsed, start, len(line))
 
-    def _add_request(self, request: Request, start: int, length: int) -> None:
+    def _add_request(self, request: Request, start: int, line: bytes) -> None:
+        length = len(line)
         index = len(self._starts)
         requests = self._models.get(request.model)
         if requests is None:
             if len(self._models) >= MAX_MODELS:
-                self._add_problem(
-                    Problem(
-                        "missing_required_parameter",
-                        f"Line {self._lines} names one more than {MAX_MODELS} different models, the most that one file "
-                        "may have.",
-                        "body.model",
-                        self._lines,
-                        request.custom_id,
-                    )
-                )
+                problem = one_model_too_many(request.custom_id, self._lines)
+                self._add_bad(problem, start, length, ONE_MODEL_TOO_MANY)
                 return
             requests = self._models[request.model] = array("I")
         self._hashes.append(hash(request.custom_id))
@@ -209,10 +183,20 @@ class LineValidator:
         self._starts.append(start)
         self._lengths.append(length)
         requests.append(index)
-        self._urls.setdefault(request.url)
+        self._prefixes.add(line, request.url)
+        if request.url != self._url:
+            self._url = request.url
+            places, urls = self._url_runs
+            places.append(index)
+            urls.append(self._urls.setdefault(request.url, len(self._urls)))
 
-    def _add_problem(self, problem: Problem) -> None:
-        self._problem_count += 1
+    def _add_bad(self, problem: Problem, start: int, length: int, first: int = PARSE) -> None:
+        self._bad_count += 1
+        bad = self._bad
+        bad.starts.append(start)
+        bad.lengths.append(length)
+        bad.numbers.append(self._lines)
+        bad.firsts.append(first)
         if len(self._problems) < MAX_PROBLEMS:
             self._problems.append(problem)
 
@@ -225,68 +209,150 @@ class LineValidator:
         """
         if (self._tail or self._skipping) and not self._stopped:
             self._end_tail()
-        index = FileIndex(
-            self._starts,
-            self._lengths,
-            self._numbers,
-            tuple(self._models),
-            tuple(self._models.values()),
-            tuple(self._urls),
-        )
-        # Each list is the first of its kind by line, so the first of both together are the first of all.
-        self._problems += self._settle_duplicates(index, read)
-        if not len(index) and not self._problem_count:
-            self._add_problem(Problem("empty_file", "The file has no requests: it needs at least one line of JSON."))
-        self._problems.sort(key=lambda problem: problem.line or 0)
-        return Report(index, tuple(self._problems[:MAX_PROBLEMS]), self._problem_count, self._lines)
-
-    def _suspects(self) -> Iterator[SuspectedDuplicate]:
-        if len(set(self._hashes)) == len(self._hashes):
-            return
-        first: dict[int, int] = {}
-        for index, hashed in enumerate(self._hashes):
-            earlier = first.setdefault(hashed, index)
-            if earlier != index:
-                yield SuspectedDuplicate(earlier, index)
-
-    def _settle_duplicates(self, index: FileIndex, read: Callable[[int, int], bytes]) -> list[Problem]:
-        """Count all, and spell out as many as can be reported: each of those costs two reads."""
-        found: list[Problem] = []
-        for suspect in self._suspects():
-            if len(found) == MAX_PROBLEMS:
-                self._problem_count += 1
-                continue
-            first, second = (
-                read_request(read(index.starts[i], index.lengths[i])).custom_id for i in (suspect.first, suspect.second)
-            )
-            if first != second:
-                continue
-            self._problem_count += 1
-            line = index.number(suspect.second)
-            found.append(
+        repeats, named = self._repeats(read)
+        index, groups = self._index(repeats)
+        problems = self._problems + [
+            duplicate(custom_id, self._number(repeat), self._number(repeats[repeat]))
+            for repeat, custom_id in named.items()
+        ]
+        # Each kind is listed from its first on, so the first by line of all together are the first of the file.
+        problems.sort(key=lambda problem: problem.line or 0)
+        count = len(index.bad)
+        if self._stopped:
+            count += 1
+            problems.append(
                 Problem(
-                    "duplicate_custom_id",
-                    f"Line {line}: custom_id {strict_json.describe(first)} was already used on line "
-                    f"{index.number(suspect.first)}. Each custom_id must be unique in its file.",
-                    "custom_id",
-                    line,
-                    second,
+                    "too_many_requests_in_file",
+                    f"The file has more than {self._limits.requests} requests; line {self._lines} is the first too "
+                    "many. Split it into smaller files.",
+                    line=self._lines,
                 )
             )
-        return found
+        elif not len(index) and not count:
+            count = 1
+            problems = [Problem("empty_file", "The file has no requests: it needs at least one line of JSON.")]
+        return Report(index, groups, tuple(problems[:MAX_PROBLEMS]), count, self._lines)
+
+    def _number(self, request: int) -> int:
+        """The physical line of a request as they were counted while reading, repeats included."""
+        return request + 1 if self._numbers is None else self._numbers[request]
+
+    def _repeats(self, read: Callable[[int, int], bytes]) -> tuple[dict[int, int], dict[int, str]]:
+        """The requests whose `custom_id` was used before.
+
+        Returns:
+            For each the first one with its `custom_id`, and for as many as are reported also that `custom_id`: each
+            of those costs two reads. Of the rest equal hashes, of 64 bits, are proof enough.
+        """
+        repeats: dict[int, int] = {}
+        named: dict[int, str] = {}
+        if len(set(self._hashes)) == len(self._hashes):
+            return repeats, named
+
+        def custom_id(request: int) -> str:
+            return read_request(read(self._starts[request], self._lengths[request])).custom_id
+
+        first: dict[int, int] = {}
+        for request, hashed in enumerate(self._hashes):
+            slot = hashed
+            while (earlier := first.setdefault(slot, request)) != request:
+                if len(named) < MAX_PROBLEMS:
+                    known = custom_id(request)
+                    if known != custom_id(earlier):
+                        slot += 1  # equal hashes by chance
+                        continue
+                    named[request] = known
+                repeats[request] = earlier
+                break
+        return repeats, named
+
+    def _index(self, repeats: dict[int, int]) -> tuple[FileIndex, Groups]:
+        """The index, with the repeats taken out of the requests and put among the bad lines; and the groups."""
+        starts, lengths, numbers, url_of = self._starts, self._lengths, self._numbers, self._url_of()
+        by_model, bad, prefixes = self._models, self._bad, self._prefixes.finish()
+        if repeats:
+            keep = bytearray(b"\1") * len(starts)
+            for request in repeats:
+                keep[request] = 0
+            new = array("I", accumulate(keep))  # plus one: how many requests are kept up to this one
+            bad = self._with_repeats({request: new[first] - 1 for request, first in repeats.items()})
+            numbers = array("I", compress(range(1, len(starts) + 1) if numbers is None else numbers, keep))
+            if not numbers or numbers[-1] == len(numbers):
+                numbers = None
+            starts, lengths = array("Q", compress(starts, keep)), array("I", compress(lengths, keep))
+            url_of = bytes(compress(url_of, keep))
+            if prefixes.groups is not None:
+                prefixes = Prefixes(array("H", compress(prefixes.groups, keep)), prefixes.keys)
+            kept = {
+                model: array("I", (new[request] - 1 for request in requests if keep[request]))
+                for model, requests in by_model.items()
+            }
+            by_model = {model: requests for model, requests in kept.items() if requests}
+        urls = tuple(self._urls)
+        index = FileIndex(
+            starts,
+            lengths,
+            numbers,
+            tuple(by_model),
+            tuple(map(prefixes.in_order, by_model.values())),
+            urls if not repeats else tuple(urls[url] for url in dict.fromkeys(url_of)),
+            bad,
+            prefixes,
+        )
+        return index, {model: _count(requests, lengths, url_of, urls) for model, requests in by_model.items()}
+
+    def _url_of(self) -> bytes:
+        """For each request, repeats included, the number of its url."""
+        places, urls = self._url_runs
+        ends = places[1:]
+        ends.append(len(self._starts))
+        return b"".join(bytes((url,)) * (end - start) for start, end, url in zip(places, ends, urls, strict=False))
+
+    def _with_repeats(self, repeats: dict[int, int]) -> BadLines:
+        """The bad lines with the repeats among them, in file order."""
+        bad = self._bad
+        both = merge(
+            zip(bad.numbers, bad.starts, bad.lengths, bad.firsts, strict=True),
+            (
+                (self._number(request), self._starts[request], self._lengths[request], first)
+                for request, first in repeats.items()
+            ),
+        )
+        merged = BadLines(bad.limit)
+        for number, start, length, first in both:
+            merged.starts.append(start)
+            merged.lengths.append(length)
+            merged.numbers.append(number)
+            merged.firsts.append(first)
+        return merged
+
+
+def _count(requests: array[int], lengths: array[int], url_of: bytes, urls: tuple[str, ...]) -> dict[str, Counts]:
+    """The requests of one model by url."""
+    if len(urls) == 1:
+        alone = len(requests) == len(lengths)
+        return {urls[0]: Counts(len(requests), sum(lengths if alone else map(lengths.__getitem__, requests)))}
+    found: dict[int, list[int]] = {}
+    for request in requests:
+        counts = found.setdefault(url_of[request], [0, 0])
+        counts[0] += 1
+        counts[1] += lengths[request]
+    return {urls[url]: Counts(*counts) for url, counts in found.items()}
 
 
 class Report(msgspec.Struct, frozen=True):
     """What validation found.
 
     Attributes:
-        index: the good requests.
+        index: the good requests, and where the bad lines are.
+        groups: the good requests by model and url.
         problems: the first `MAX_PROBLEMS` problems, by line.
-        problem_count: how many there are in all.
+        problem_count: how many there are in all: one for each bad line, or for what is wrong with the whole file.
         lines: physical lines read.
     """
 
     index: FileIndex
+    groups: Groups
     problems: tuple[Problem, ...]
     problem_count: int
     lines: int
@@ -295,6 +361,11 @@ class Report(msgspec.Struct, frozen=True):
     def ok(self) -> bool:
         """Whether a batch over the file can run."""
         return self.problem_count == 0
+
+    @property
+    def can_skip(self) -> bool:
+        """Whether a batch that passes over bad lines can run: nothing is wrong but single lines."""
+        return self.problem_count == len(self.index.bad)
 
     def summary(self) -> str | None:
         """One sentence on what is wrong, for `status_details`: the first problem and how many there are."""

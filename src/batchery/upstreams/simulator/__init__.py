@@ -5,7 +5,7 @@ broken without a model. It must never be taken for one: its answers, its headers
 """
 
 from batchery.upstreams.simulator.answers import expected_text, expected_vectors, fingerprint
-from batchery.upstreams.simulator.behaviour import Behaviour, Latency, LogNormal, Uniform
+from batchery.upstreams.simulator.behaviour import Behaviour, Latency, LogNormal, Schedule, Uniform
 from batchery.upstreams.simulator.ledger import Stats
 from batchery.upstreams.simulator.server import RunningSimulator, running_simulator
 
@@ -14,6 +14,7 @@ __all__ = [
     "Latency",
     "LogNormal",
     "RunningSimulator",
+    "Schedule",
     "Stats",
     "Uniform",
     "expected_text",

@@ -210,13 +210,16 @@ def answer_text(number: int, tokens: int, line_separator: bool) -> str:
     return f"simulated answer {number:016x}: {separators}{' '.join(words)}"
 
 
-def answer_body(request: Request, tokens: int, attempt: int, created: int, behaviour: Behaviour) -> tuple[bytes, int]:
+def answer_body(
+    request: Request, tokens: int, attempt: int, created: int, behaviour: Behaviour, *, cached: int = 0
+) -> tuple[bytes, int]:
     """The JSON body of a whole answer, and the completion tokens that it bills.
 
     Args:
         tokens: drawn for the prompt; the request's own limit is applied here.
         attempt: of this prompt, from 1; part of the answer's id.
         created: Unix seconds.
+        cached: prompt tokens that were in the prefix cache.
     """
     tokens, cut = allowed(tokens, request.limit)
     name = f"sim-{request.fingerprint:016x}-{attempt}"
@@ -227,14 +230,17 @@ def answer_body(request: Request, tokens: int, attempt: int, created: int, behav
         text = answer_text(request.fingerprint, tokens, behaviour.line_separator)
         billed = tokens * request.choices
         make = _response if request.endpoint is Endpoint.RESPONSES else _completion
-        answer = make(request, text, name=name, billed=billed, cut=cut, created=created)
+        details = _PromptDetails(cached)
+        answer = make(request, text, details, name=name, billed=billed, cut=cut, created=created)
     body = _encode(answer)
     return (msgspec.json.format(body, indent=2), billed) if behaviour.line_separator else (body, billed)
 
 
-def _completion(request: Request, text: str, *, name: str, billed: int, cut: bool, created: int) -> _Completion:
+def _completion(
+    request: Request, text: str, details: _PromptDetails, *, name: str, billed: int, cut: bool, created: int
+) -> _Completion:
     reason = "length" if cut else "stop"
-    usage = _Usage(request.prompt_tokens, billed, request.prompt_tokens + billed)
+    usage = _Usage(request.prompt_tokens, billed, request.prompt_tokens + billed, details)
     if request.endpoint is Endpoint.CHAT:
         message = _Message(text)
         chat = [_ChatChoice(index, message, reason) for index in range(request.choices)]
@@ -243,7 +249,9 @@ def _completion(request: Request, text: str, *, name: str, billed: int, cut: boo
     return _Completion("cmpl-" + name, "text_completion", created, request.model, texts, usage)
 
 
-def _response(request: Request, text: str, *, name: str, billed: int, cut: bool, created: int) -> _Response:
+def _response(
+    request: Request, text: str, details: _PromptDetails, *, name: str, billed: int, cut: bool, created: int
+) -> _Response:
     status = "incomplete" if cut else "completed"
     return _Response(
         "resp_" + name,
@@ -251,7 +259,7 @@ def _response(request: Request, text: str, *, name: str, billed: int, cut: bool,
         request.model,
         status,
         [_OutputMessage("msg_" + name, status, [_OutputText(text)])],
-        _ResponseUsage(request.prompt_tokens, billed, request.prompt_tokens + billed),
+        _ResponseUsage(request.prompt_tokens, billed, request.prompt_tokens + billed, details),
         _Incomplete() if cut else None,
     )
 

@@ -6,6 +6,7 @@ number: what becomes of one request is decided in `outcomes`, from this value al
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -40,6 +41,9 @@ class LogNormal:
             raise ValueError(f"a lognormal latency needs a sigma between 0 and 10, not {self.sigma}")
 
 
+Schedule = tuple[tuple[float, float], ...]
+"""(from when, in seconds since the start or the last reset; a number), the first from 0."""
+
 Latency = float | Uniform | LogNormal
 """A constant number of seconds, or a distribution of them."""
 
@@ -54,7 +58,12 @@ class Behaviour:
     Args:
         latency: time to an answer, besides what the tokens add.
         token_latency: time that each completion token adds to an answer.
-        concurrency: requests worked on at once; others wait in the order they came. 0: no limit.
+        concurrency: requests worked on at once; others wait in the order they came. 0: no limit. Or a schedule of it;
+            when it falls, what is worked on goes on.
+        slowdown: how much longer a request takes that is begun when all slots are taken: 1 for twice as long; in
+            proportion when some are. Of no effect with any number of slots.
+        interactive: requests a second that others send to the same slots, in a schedule; of the same latencies, at
+            random times.
         max_queue: requests that may wait; one more is answered 429. None: no limit.
         tokens: completion tokens of an answer: a number, or (fewest, most). Never more than the request allows.
         dimensions: numbers in an embedding where the request does not say.
@@ -68,6 +77,9 @@ class Behaviour:
             say in which mix (500 where there are none).
         retry_after: seconds in the `Retry-After` of a 429 or 503; None leaves the header out.
         outages: (start, end) in seconds since the start or the last reset, during which every request is answered 503.
+        prefix_cache: blocks of 16 tokens in the prefix cache; the part of a prompt that is in it is reported as
+            `cached_tokens`. 0: no cache.
+        uncached_latency: time that each prompt token adds that is not in the cache.
         line_separator: answers carry U+2028, U+2029 and U+0085, and bodies are pretty-printed over many lines.
         models: the models served, others being answered 404; empty serves any.
         seed: what all draws start from.
@@ -79,7 +91,9 @@ class Behaviour:
 
     latency: Latency = 0.0
     token_latency: float = 0.0
-    concurrency: int = 256
+    concurrency: int | Schedule = 256
+    slowdown: float = 0.0
+    interactive: Schedule = ()
     max_queue: int | None = None
     tokens: int | tuple[int, int] = 16
     dimensions: int = 8
@@ -92,6 +106,8 @@ class Behaviour:
     fail_attempts: int = 0
     retry_after: int | None = 1
     outages: tuple[tuple[float, float], ...] = ()
+    prefix_cache: int = 0
+    uncached_latency: float = 0.0
     line_separator: bool = False
     models: tuple[str, ...] = ()
     seed: int = 1
@@ -102,7 +118,10 @@ class Behaviour:
             raise ValueError(f"latency must be 0 or more seconds, not {self.latency}")
         if not 0 <= self.token_latency < math.inf:
             raise ValueError(f"token_latency must be 0 or more seconds, not {self.token_latency}")
-        for name in ("concurrency", "max_queue", "fail_attempts", "retry_after"):
+        self._check_schedules()
+        if not 0 <= self.uncached_latency < math.inf:
+            raise ValueError(f"uncached_latency must be 0 or more seconds, not {self.uncached_latency}")
+        for name in ("max_queue", "fail_attempts", "retry_after", "slowdown", "prefix_cache"):
             number = getattr(self, name)
             if number is not None and number < 0:
                 raise ValueError(f"{name} must be 0 or more, not {number}")
@@ -117,6 +136,19 @@ class Behaviour:
         if self.api_key == "":
             raise ValueError("api_key must not be empty")
         self._check_rates()
+
+    def _check_schedules(self) -> None:
+        for name, schedule in (("concurrency", self.slots), ("interactive", self.interactive)):
+            times = [since for since, _ in schedule]
+            if times and (times[0] != 0 or any(after <= before for before, after in itertools.pairwise(times))):
+                raise ValueError(f"the schedule of {name} must begin at 0s and go on from there, not {times}")
+            if any(not 0 <= number < math.inf for _, number in schedule):
+                raise ValueError(f"{name} must be 0 or more")
+
+    @property
+    def slots(self) -> Schedule:
+        """The schedule of `concurrency`, also where that is one number."""
+        return ((0.0, self.concurrency),) if isinstance(self.concurrency, int) else self.concurrency
 
     def _check_rates(self) -> None:
         for status in self.error_rates:

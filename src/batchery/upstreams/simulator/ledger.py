@@ -32,6 +32,12 @@ class Stats(msgspec.Struct, frozen=True):
         answered_ok_distinct: prompts that got a whole, valid 200.
         answered_ok_repeated: whole, valid 200s to prompts that had one already: paid twice.
         tokens: completion tokens in all whole, valid 200s.
+        interactive: requests of others that got a slot; they are in none of the other counts but
+            `peak_in_flight`.
+        interactive_wait: seconds that they waited for it, on average.
+        interactive_longest_wait: and at most.
+        prompt_tokens: prompt tokens of all requests that got a slot.
+        cached_tokens: those of them that were in the prefix cache.
     """
 
     received: int
@@ -50,6 +56,11 @@ class Stats(msgspec.Struct, frozen=True):
     answered_ok_distinct: int
     answered_ok_repeated: int
     tokens: int
+    interactive: int = 0
+    interactive_wait: float = 0.0
+    interactive_longest_wait: float = 0.0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
 
 
 class Ledger:
@@ -72,6 +83,11 @@ class Ledger:
         self.answered_ok_distinct = 0
         self.answered_ok_repeated = 0
         self.tokens = 0
+        self.interactive = 0
+        self.interactive_waited = 0.0
+        self.interactive_longest = 0.0
+        self.prompt_tokens = 0
+        self.cached_tokens = 0
         # By fingerprint: twice the number of attempts, plus one once the prompt got its answer. One small integer a
         # prompt keeps a million of them within about 100 MB.
         self._prompts: dict[int, int] = {}
@@ -104,6 +120,12 @@ class Ledger:
             self.answered_ok_distinct += 1
             self._prompts[fingerprint] = mark | _PAID
 
+    def interactive_start(self, waited: float) -> None:
+        """A request of others got a slot after so many seconds."""
+        self.interactive += 1
+        self.interactive_waited += waited
+        self.interactive_longest = max(self.interactive_longest, waited)
+
     def snapshot(self, *, in_flight: int, waiting: int, peak: int) -> Stats:
         """The counts as they stand, with what the slots say."""
         return Stats(
@@ -123,4 +145,9 @@ class Ledger:
             answered_ok_distinct=self.answered_ok_distinct,
             answered_ok_repeated=self.answered_ok_repeated,
             tokens=self.tokens,
+            interactive=self.interactive,
+            interactive_wait=self.interactive_waited / max(1, self.interactive),
+            interactive_longest_wait=self.interactive_longest,
+            prompt_tokens=self.prompt_tokens,
+            cached_tokens=self.cached_tokens,
         )

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterable
 
-from batchery.upstreams.simulator.behaviour import Latency, LogNormal, Uniform
+from batchery.upstreams.simulator.behaviour import Latency, LogNormal, Schedule, Uniform
 
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -91,6 +91,32 @@ def parse_rates(texts: Iterable[str]) -> dict[int, float]:
             raise ValueError(f"the status {status} stands twice")
         rates[int(status)] = float(rate)
     return rates
+
+
+def parse_schedule(text: str) -> Schedule:
+    """Numbers and the times from which they hold: `256`, or `256@0s,64@20s,256@40s`.
+
+    Raises:
+        ValueError: it is not such a text.
+    """
+    schedule = []
+    for part in text.split(","):
+        number, at, since = part.strip().partition("@")
+        if not _RATE.fullmatch(number) or bool(at) != bool(since):
+            raise ValueError(f"{part[:64]!r} is not a number and a time; write 256, or 256@0s,64@20s")
+        schedule.append((parse_duration(since) if at else 0.0, float(number)))
+    return tuple(schedule)
+
+
+def parse_concurrency(text: str) -> int | Schedule:
+    """Slots: `256`, or a schedule of them.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if _WHOLE.fullmatch(text.strip()):
+        return int(text)
+    return tuple((since, int(number)) for since, number in parse_schedule(text))
 
 
 def parse_outages(texts: Iterable[str]) -> tuple[tuple[float, float], ...]:

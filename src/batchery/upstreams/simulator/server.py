@@ -62,6 +62,7 @@ async def running_simulator(
     try:
         yield RunningSimulator(f"http://{f'[{host}]' if ':' in host else host}:{bound}", simulator)
     finally:
+        simulator.close()
         server.close()
         while connections:
             for connection in list(connections):

@@ -17,12 +17,12 @@ class Slots(Generic[T]):
     """A limited number of slots.
 
     Args:
-        limit: requests that may hold a slot at once; 0: any number.
+        limit: requests that may hold a slot at once; 0: any number. It may be set anew: who holds a slot keeps it.
         start: called with each request as it gets its slot; it may call `leave` at once.
     """
 
     def __init__(self, limit: int, start: Callable[[T], None]) -> None:
-        self._limit = limit
+        self.limit = limit
         self._start = start
         self._queue: OrderedDict[T, None] = OrderedDict()
         self._admitting = False
@@ -37,7 +37,7 @@ class Slots(Generic[T]):
     @property
     def full(self) -> bool:
         """Whether a request that entered now would have to wait."""
-        return bool(self._queue) or 0 < self._limit <= self.in_flight
+        return bool(self._queue) or 0 < self.limit <= self.in_flight
 
     def enter(self, request: T) -> None:
         """Start a request, or let it wait for its turn."""
@@ -49,12 +49,16 @@ class Slots(Generic[T]):
     def leave(self) -> None:
         """Give a slot back, and start who waits for it."""
         self.in_flight -= 1
+        self.admit()
+
+    def admit(self) -> None:
+        """Start who waits, as far as there are slots."""
         if self._admitting or not self._queue:
             return
         # A started request may leave at once; the loop below then goes on, instead of one call inside another for each.
         self._admitting = True
         try:
-            while self._queue and not 0 < self._limit <= self.in_flight:
+            while self._queue and not 0 < self.limit <= self.in_flight:
                 self._occupy(self._queue.popitem(last=False)[0])
         finally:
             self._admitting = False

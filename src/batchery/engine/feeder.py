@@ -1,0 +1,208 @@
+"""The feeder: leases shards, reads their lines, offers them to the dispatcher, and lets go of what is to run no more.
+
+It is the only one that knows what of a worker's shards is where. It must never read more than is soon to be sent, nor
+give a shard back of which something is still in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from batchery.engine.copies import Copies
+from batchery.engine.dispatcher import Dispatcher
+from batchery.engine.planner import SHARD_REQUESTS
+from batchery.engine.reader import Reader
+from batchery.engine.recorder import Recorder
+from batchery.engine.scheduler import Scheduler, held_back
+from batchery.engine.work import LeasedShard, Work
+from batchery.store import batches, shards
+from batchery.store.database import Database
+from batchery.store.errors import StoreError
+
+OPEN_BYTES = 32 * 1024 * 1024
+"""Bytes of request bodies that may be read and not yet recorded."""
+
+UNREADABLE = 5.0
+"""Seconds before the lines of a shard are read again that could not be read; the others go first."""
+
+
+class Feeder:
+    """Feeds the dispatcher of one worker.
+
+    Args:
+        database: the tables.
+        reader: for the lines.
+        worker: the worker's id, who leases.
+        lease: seconds for which it does.
+        to_feed, to_watch, to_finish: set when there may be something to do in that role.
+
+    Attributes:
+        scheduler: the shards that are leased, and what is next.
+        open_bytes: of request bodies that are read and not yet recorded.
+    """
+
+    _dispatcher: Dispatcher
+    _recorder: Recorder
+    _copies: Copies
+
+    def __init__(
+        self,
+        database: Database,
+        reader: Reader,
+        worker: str,
+        lease: float,
+        to_feed: asyncio.Event,
+        to_watch: asyncio.Event,
+        to_finish: asyncio.Event,
+    ) -> None:
+        self.scheduler = Scheduler()
+        self.open_bytes = 0
+        self._database = database
+        self._reader = reader
+        self._worker = worker
+        self._lease_seconds = lease
+        self._to_feed = to_feed
+        self._to_watch = to_watch
+        self._to_finish = to_finish
+        self._shard_size = float(SHARD_REQUESTS)
+        self._stopping_since: dict[LeasedShard, float] = {}
+
+    def attach(self, dispatcher: Dispatcher, recorder: Recorder, copies: Copies) -> None:
+        """Say who sends, records and copies; they in turn call `settle` and `recorded`."""
+        self._dispatcher, self._recorder, self._copies = dispatcher, recorder, copies
+
+    async def feed(self) -> bool:
+        """Offer the dispatcher more requests, if it runs low and there are any."""
+        dispatcher, scheduler = self._dispatcher, self.scheduler
+        target = 4 * dispatcher.limit
+        self._make_way()
+        waiting_bytes = dispatcher.waiting_bytes
+        if (
+            dispatcher.ready >= target // 2
+            or self.open_bytes - waiting_bytes >= OPEN_BYTES
+            or not self._recorder.has_room
+            or self._copies.is_full
+        ):
+            return False
+        held = held_back(dispatcher.waiting_of, dispatcher.limit, full=waiting_bytes >= OPEN_BYTES)
+        await self._lease(target, held)
+        shard = scheduler.next(time.time(), time.monotonic(), held)
+        if shard is None:
+            return False
+        try:
+            works = await self._reader.take(shard, alike=scheduler.has_choice)
+        except StoreError:
+            shard.unreadable_until = time.monotonic() + UNREADABLE
+            raise
+        shard.open += len(works)
+        if shard.copies is not None:
+            shard.open += sum(len(work.copies) for work in works)
+        self.open_bytes += sum(len(work.body) for work in works)
+        if shard.stopping:
+            for work in works:
+                self.settle(work)
+        else:
+            dispatcher.offer(works)
+        return True
+
+    async def _lease(self, target: int, held: set[str]) -> None:
+        """Lease more shards, if fewer requests are at hand than there should be."""
+        now = time.time()
+        wanted = self.scheduler.wanted(target, now, size=self._shard_size, held_back=held)
+        if not wanted:
+            return
+        rows: list[shards.ShardRow] = []
+        try:
+            async with self._database.write() as connection:
+                counts = {batch: item.shards for batch, item in wanted.items()}
+                holding = [shard.id for shard in self.scheduler]
+                rows = await shards.claim(
+                    connection, self._worker, counts, now, now + self._lease_seconds, holding=holding
+                )
+        finally:
+            leased = [LeasedShard(row) for row in rows]
+            self.scheduler.leased(wanted, leased)
+        await self._reader.note_prefixes(leased)
+        for shard in leased:
+            self._shard_size = 0.7 * self._shard_size + 0.3 * shard.size
+
+    def _make_way(self) -> None:
+        """Give back what is unsent of shards that would keep something more urgent waiting."""
+        overtaken = set(self.scheduler.overtaken(time.time()))
+        if not overtaken:
+            return
+        for shard in overtaken:
+            shard.returning = True
+        for work in self._dispatcher.withdraw(overtaken, unsent=True):
+            work.shard.unread.append((work.place, work.request))
+        for shard in overtaken:
+            self.scheduler.given_back(shard)
+        self._to_watch.set()
+
+    # Settling: requests leave in one of two ways, recorded or given up.
+
+    def recorded(self, works: list[Work]) -> None:
+        """These have their results on disk."""
+        for work in works:
+            self.settle(work)
+
+    def settle(self, work: Work) -> None:
+        """A request is recorded, or given up."""
+        shard = work.shard
+        shard.open -= 1 + len(work.copies)
+        self.open_bytes -= work.size
+        if shard.open == 0 and (shard.returning or not shard.unread):
+            if shard.stopping or shard.returning:
+                self._to_watch.set()
+            else:
+                self.scheduler.remove(shard)
+        if self._dispatcher.ready < self._dispatcher.limit:
+            self._to_feed.set()
+
+    # Watching: a batch that was cancelled or has expired is taken off the upstream.
+
+    async def watch(self, grace: float) -> bool:
+        """Stop what is no longer to run, break it off after its grace, and give its shards back.
+
+        Args:
+            grace: seconds that what is in flight may take.
+        """
+        running = {shard.batch_id for shard in self.scheduler if not shard.stopping}
+        statuses: dict[str, str] = {}
+        if running:
+            async with self._database.read() as connection:
+                statuses = await batches.statuses(connection, sorted(running))
+        now = time.monotonic()
+        ended_batches = {id for id in running if statuses.get(id) != "in_progress"}
+        fresh = {shard for shard in self.scheduler if not shard.stopping and shard.batch_id in ended_batches}
+        for shard in fresh:
+            shard.stopping = True
+            shard.unread.clear()
+            self._stopping_since[shard] = now
+        if fresh:
+            self._dispatcher.stop_shards(fresh)
+        late = {shard for shard, since in self._stopping_since.items() if shard.open and now - since >= grace}
+        if late:
+            self._dispatcher.abort(late)
+        ended = [shard for shard in self.scheduler if (shard.stopping or shard.returning) and not shard.open]
+        if ended:
+            async with self._database.write() as connection:
+                await shards.release_some(connection, self._worker, [shard.id for shard in ended])
+            for shard in ended:
+                self._stopping_since.pop(shard, None)
+                self.scheduler.remove(shard)
+            self._to_finish.set()
+            self._to_feed.set()
+        return False
+
+    def drop_lost(self, lost: set[LeasedShard]) -> None:
+        """Stop work on shards whose lease has lapsed: this process stood still for too long, and others have them."""
+        for shard in lost:
+            shard.stopping = True
+            shard.unread.clear()
+            self._stopping_since.setdefault(shard, float("-inf"))
+        if lost:
+            self._dispatcher.stop_shards(lost)
+            self._dispatcher.abort(lost)
+            self._to_watch.set()

@@ -1,0 +1,427 @@
+"""The limiter: how many requests an upstream should have in flight, found by trying.
+
+It knows nothing of an upstream but how its answers come. It looks for the smallest number in flight that does
+(nearly) the most work a second, by comparing rounds: some at the present number, some a step above or below it. A step
+up is kept when work grows with it, a step down when work does not shrink with it. Both are judged by elasticity, the
+relative change of work for a relative change of the number: 1 while there is capacity left, 0 beyond what a server can
+do at a time. Where a step up has paid in full, and at the very start, the number then grows by one for each answer, as
+TCP's slow start does, until answers take longer or are refused: so a capacity that has quadrupled is found in a few
+answer times.
+
+Refusals ("too much": 429, 503, no answer in time) end a step up at once, and a number at which they came is then closed
+in on from below, with several hundred answers between two tries, so that few calls are wasted. Where they come in
+numbers without a step, capacity has gone, and the number falls. Some servers refuse a share of all requests whatever
+the number is; that share is learned at rest, and only more than that counts.
+
+Pure: the clock is an argument. Rounds in which there was too little to send decide nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+START = 32
+CEILING = 2_048
+
+ELASTICITY = 0.06
+"""The least gain of work for a step, relative to it. A server whose answers take longer the more it has to do is used
+to 94 % of what it could do at best; the rest would take ever more requests in flight."""
+
+ROUND = 3
+"""How often the number in flight must complete for a round to be measured."""
+
+LEAST_RESULTS = 128
+LONGEST_ROUND = 20.0
+"""Seconds after which a round is measured with what it has, if that is at least the number in flight."""
+
+SMALLEST_STEP, FIRST_STEP, LARGEST_STEP = 1.2, 1.5, 4.0
+
+PAID = 0.6
+"""The gain of work for a step up, relative to it, from which the number grows with each answer."""
+
+SLOWER = 1.5
+"""How much longer answers take when growth with each answer ends: some wait for others."""
+
+QUEUED = 1.3
+"""How much longer than at their quickest answers take when a smaller number is tried as often as a larger one."""
+
+RESTS = 4
+"""Rounds between two tries, once neither direction has helped."""
+
+TRIES_DOWN = 4
+"""A step down, which may cost work, is tried only every so many times, unless something has changed."""
+
+UNSEEN = 0.01
+"""The relative loss of work for a step down that does not count: rounds differ by more."""
+
+LEAPS, MOST_LEAPS = 8, 256
+"""Steps down before one goes straight to what should fit, after such a one has cost work; twice as many each time."""
+
+SHIFT = 0.3
+"""The relative change of work between two rounds at the same number that says: something has changed."""
+
+CUT = 0.7
+REFUSED_SHARE = 0.05
+"""The share of refusals from which capacity has gone, where no step was taken; a few come from any server."""
+
+IN_USE = 0.5
+"""The share of the number that must be in flight for a refusal to be about the number."""
+
+LEAST_ANSWERS = 20
+UNHEARD, MOST_BACKGROUND = 0.002, 0.5
+"""Shares of refusals at a number that has proved good: below the first they do not count, above the second they cannot
+be the way of a server."""
+
+ANSWERS_A_REFUSAL = 300
+"""Answers between two tries at a number where refusals came: each try costs about one of them."""
+
+
+class Limit(Protocol):
+    """How many requests may be in flight at an upstream."""
+
+    @property
+    def limit(self) -> int:
+        """Requests that may be in flight now; at least 1."""
+
+    def answered(self, now: float, *, began: float, in_flight: int, work: float) -> None:
+        """A request was answered.
+
+        Args:
+            now: monotonic seconds.
+            began: when it was sent.
+            in_flight: requests that were in flight, this one included.
+            work: what it took the upstream, in tokens; 1 where it does not say.
+        """
+
+    def refused(self, now: float, *, began: float, in_flight: int) -> None:
+        """The upstream said that it is too much, or did not answer in time; arguments as for `answered`."""
+
+
+class FixedLimit:
+    """A number that the operator has set, and that is kept to exactly."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+
+    def answered(self, now: float, *, began: float, in_flight: int, work: float) -> None:
+        """It changes nothing."""
+
+    def refused(self, now: float, *, began: float, in_flight: int) -> None:
+        """It changes nothing: the retry waits as the upstream asks."""
+
+
+class AdaptiveLimit:
+    """A number that finds itself.
+
+    Args:
+        start: the first.
+        ceiling: the highest.
+
+    Attributes:
+        limit: requests that may be in flight now.
+    """
+
+    def __init__(self, start: int = START, ceiling: int = CEILING) -> None:
+        self._ceiling = ceiling
+        self._base = self.limit = self._target = min(start, ceiling)
+        self._work_at_base: float | None = None
+        self._latency_at_base: float | None = None
+        self._least_latency = math.inf
+        self._growing = True
+        self._steps_up: list[tuple[float, int]] = []  # while growing: when there was which number
+        self._seen: list[tuple[int, float]] = []  # and with how many in flight how many were answered a second
+        self._up = True
+        self._step = FIRST_STEP
+        self._rests = 0
+        self._until_down = 0
+        self._rate_at_base = 0.0
+        self._leap = False  # whether the step down under way goes straight to what should fit
+        self._until_leap = 0
+        self._leaps = LEAPS // 2
+        # Refusals: at what number they came, and how many since when.
+        self._refused_at: int | None = None
+        self._since_refused = 0
+        self._overshot = False  # whether refusals of one step too many are still coming in
+        self._cautious = False  # whether a number was just passed at which there had been refusals
+        self._background = 0.0
+        self._counted_from = float("-inf")
+        self._answers = 0.0
+        self._refusals = 0.0
+        # The round under way.
+        self._changed_at = float("-inf")
+        self._started: float | None = None
+        self._results = 0
+        self._work = 0.0
+        self._latency = 0.0
+        self._filled = 0
+
+    def answered(self, now: float, *, began: float, in_flight: int, work: float) -> None:
+        if began >= self._counted_from:
+            self._answers += 1
+            self._since_refused += 1
+            if self._overshot and self._refused_at is not None:
+                # All refusals are in: what was not refused fits.
+                self._overshot = False
+                self._go_to(max(self._base, self._refused_at - 1), now)
+                return
+        if self._growing:
+            self._grow(now, began, in_flight)
+            return
+        if self.limit < self._target:
+            # One more for each that completes, so that a server which refuses does so to few.
+            self.limit += 1
+            if self.limit == self._target:
+                self._begin_round(now)
+            return
+        if began < self._changed_at:
+            return  # sent under another number
+        if self._started is None:
+            self._started = now
+            return
+        self._results += 1
+        self._work += work
+        self._latency += now - began
+        self._filled += in_flight
+        seconds = now - self._started
+        if self._results < max(LEAST_RESULTS, ROUND * self.limit) and not (
+            seconds > LONGEST_ROUND and self._results >= self.limit
+        ):
+            return
+        if self._filled < 0.9 * self.limit * self._results:
+            self._began_short(now)
+        elif self.limit == self._base:
+            self._measured_at_rest(now, self._work / max(seconds, 1e-6))
+        else:
+            self._measured_a_step(now, self._work / max(seconds, 1e-6))
+
+    def refused(self, now: float, *, began: float, in_flight: int) -> None:
+        if in_flight < IN_USE * self.limit:
+            return  # a few that are always refused, while there is little else to send, say nothing of the number
+        if began < self._counted_from:
+            # Too much by one more; what follows from it has been done already.
+            if self._overshot and self._refused_at is not None:
+                self._refused_at = max(self._base + 1, self._refused_at - 1)
+            return
+        self._answers += 1
+        self._refusals += 1
+        number = min(self.limit, in_flight)
+        if self._growing:
+            self._refused_at, self._since_refused = number, 0
+            self._growing, self._overshot = False, True
+            self._go_to(max(self._base, number // 2), now)
+            self._up, self._step = True, SMALLEST_STEP
+        elif self.limit > self._base:
+            if self._refusals > self._usual_refusals():
+                self._refused_at, self._since_refused = self.limit, 0
+                self._overshot = self.limit > self._base + 1
+                self._go_to(self._base, now)
+                self._up, self._step = True, SMALLEST_STEP
+                self._rests = 0
+        elif self.limit == 1:
+            # It cannot be the number, so neither was it before.
+            if self._answers >= LEAST_ANSWERS:
+                self._learn_background()
+                self._count_anew(now)
+                self._refused_at = None
+                self._up, self._step, self._rests = True, LARGEST_STEP, 0
+        elif self._refusals >= max(2.0, REFUSED_SHARE * max(20, self.limit)) and (
+            self._refusals > REFUSED_SHARE * self._answers + self._usual_refusals()
+        ):
+            self._refused_at, self._since_refused = number, 0
+            self._work_at_base = None
+            self._go_to(math.floor(number * CUT), now)
+            self._up, self._step, self._rests = True, SMALLEST_STEP, 0
+
+    def _usual_refusals(self) -> float:
+        """As many as may come whatever the number in flight: as at rest, and what chance adds."""
+        expected = self._background * self._answers
+        return expected + 3 * math.sqrt(expected) + 1 if self._background > UNHEARD else 0.0
+
+    def _learn_background(self) -> None:
+        share = min(MOST_BACKGROUND, self._refusals / max(1.0, self._answers))
+        known = self._background > UNHEARD
+        self._background += (0.5 if share > self._background else 0.1) * (share - self._background)
+        if self._background > UNHEARD and not known:
+            self._refused_at = None  # that was no sign of a limit
+
+    def _grow(self, now: float, began: float, in_flight: int) -> None:
+        """Another for each answer, until answers take longer and no more work is done."""
+        if began < self._changed_at:
+            return
+        if self._started is None:
+            self._started = now
+            self._steps_up = [(began, self.limit)]
+            self._seen = []
+        self._results += 1
+        self._latency += now - began
+        if self._latency_at_base is not None and in_flight >= 0.9 * self.limit and self.limit < self._ceiling:
+            self.limit += 1
+            if self.limit >= 1.1 * self._steps_up[-1][1]:
+                self._steps_up.append((now, self.limit))
+        # The first answers to come are the quick ones; all that were sent first are needed to know how long they take.
+        if self._results < (self.limit if self._latency_at_base is None else max(16, self.limit // 4)):
+            return
+        seconds, latency = max(1e-6, now - self._started), self._latency / self._results
+        if seconds < (self._latency_at_base or 0.0):
+            return  # answers may come in bursts, since they were sent in bursts
+        rate = self._results / seconds
+        sent_at = now - seconds / 2 - latency  # in the mean
+        number = max((n for at, n in self._steps_up if at <= sent_at), default=self._base)
+        self._seen.append((number, rate))
+        self._started, self._results, self._latency = now, 0, 0.0
+        if self._latency_at_base is None:
+            self._latency_at_base = latency
+            self._least_latency = min(self._least_latency, latency)
+        elif latency > SLOWER * self._latency_at_base:
+            half = max((r for n, r in self._seen if n <= number / 2), default=0.0)
+            most = max(r for _, r in self._seen)
+            if rate < half * (1 + ELASTICITY * math.log(2)) or rate < (1 - SHIFT) * most:
+                self._stop_growing(now)
+                return
+        if self.limit == self._ceiling and number == self._ceiling:
+            self._stop_growing(now)
+
+    def _stop_growing(self, now: float) -> None:
+        """Go on from the smallest number that did nearly as much as any."""
+        self._growing = False
+        most = max(rate for _, rate in self._seen)
+        fits = min(number for number, rate in self._seen if rate >= (1 - ELASTICITY / 2) * most)
+        self._go_to(max(self._base, fits), now)
+
+    def _measured_at_rest(self, now: float, work: float) -> None:
+        before = self._work_at_base
+        self._note_latency()
+        self._learn_background()
+        self._count_anew(now)
+        if before is None:
+            self._work_at_base = work
+        elif abs(math.log(work / before)) > SHIFT:
+            # Less work from the same number: there is less capacity, and a smaller number may do as well. This round
+            # may be half of the time before, so the next one counts.
+            self._work_at_base = None
+            self._up, self._step, self._rests = work > before, 1.5, 0
+            self._until_down = self._until_leap = 0
+            self._leaps = LEAPS // 2
+            self._begin_round(now)
+            return
+        else:
+            self._work_at_base = math.sqrt(before * work)
+        if self._rests > 0 and not (self._refused_at == self._base + 1 and self._since_refused >= ANSWERS_A_REFUSAL):
+            self._rests -= 1
+            self._begin_round(now)
+        else:
+            self._take_a_step(now)
+
+    def _measured_a_step(self, now: float, work: float) -> None:
+        assert self._work_at_base is not None
+        before = self._base
+        gain = math.log(work / self._work_at_base) - ELASTICITY * math.log(self.limit / self._base)
+        # A whole round at a number that was refused before says that there is more capacity now; what one request more
+        # gains is less than what rounds differ by.
+        fits_again = self._refused_at is not None and self._refused_at <= self.limit == before + 1
+        if fits_again or gain > (0.0 if self.limit > before else -UNSEEN):
+            self._leap = False
+            if self._refused_at is not None and self.limit >= self._refused_at:
+                self._refused_at = None  # it no longer refuses
+                self._cautious = True
+            paid = self.limit > self._base and gain > (PAID - ELASTICITY) * math.log(self.limit / self._base)
+            self._base, self._work_at_base = self.limit, work
+            self._step = min(LARGEST_STEP, self._step * 1.25)
+            self._note_latency()
+            self._count_anew(now)
+            if paid and self._refused_at is None and not self._cautious:
+                self._growing = True
+                self._begin_round(now)
+                return
+            if self._cautious:
+                self._step = SMALLEST_STEP
+                self._cautious = self.limit < 1.1 * before
+            self._take_a_step(now)
+            return
+        if self.limit < self._base and self._leap:
+            self._until_leap = self._leaps = min(MOST_LEAPS, 2 * self._leaps)
+        self._go_to(self._base, now)
+        if self._leap:
+            self._leap = False
+        elif self._step > SMALLEST_STEP:
+            self._step = max(SMALLEST_STEP, math.sqrt(self._step))  # what fits lies between
+        else:
+            self._turn()
+
+    def _turn(self) -> None:
+        """This direction is of no use: try the other, or rest."""
+        self._step = SMALLEST_STEP
+        if self._up and (self._is_queued() or self._until_down <= 0):
+            self._up, self._until_down = False, TRIES_DOWN
+            return
+        self._until_down -= 1
+        self._up, self._rests = True, RESTS
+
+    def _note_latency(self) -> None:
+        self._latency_at_base = self._latency / self._results
+        self._rate_at_base = self.limit / max(1e-6, self._latency_at_base)
+        # The quickest is forgotten slowly, as later requests may be longer.
+        self._least_latency = min(1.02 * self._least_latency, self._latency_at_base)
+
+    def _take_a_step(self, now: float) -> None:
+        target = self._upwards() if self._up else self._downwards()
+        if target is None or target == self._base:
+            self._turn()
+            self._begin_round(now)
+            return
+        self._target = target
+        if target < self._base:
+            self.limit = target
+            self._begin_round(now)
+
+    def _upwards(self) -> int | None:
+        """The next number above the base; None where none is to be tried now."""
+        target = min(self._ceiling, max(self._base + 1, round(self._base * self._step)))
+        at = self._refused_at
+        if at is not None and target >= at:
+            if at - self._base > max(1, 0.03 * self._base):
+                target = (self._base + at) // 2
+            elif self._since_refused >= ANSWERS_A_REFUSAL:
+                target = self._base + 1
+            else:
+                return None
+        return target if target > self._base else None
+
+    def _downwards(self) -> int:
+        """The next number below the base."""
+        if self._is_queued() and self._work_at_base is not None:
+            self._until_leap -= 1
+            # By Little's law, what is done in the time of an unhindered answer is what the server works on at a time.
+            fits = math.ceil(1.1 * self._rate_at_base * self._least_latency)
+            if self._until_leap < 0 and fits < self._base / self._step:
+                self._leap = True
+                return max(1, self._base // 4, fits)
+        return max(1, min(self._base - 1, round(self._base / self._step)))
+
+    def _is_queued(self) -> bool:
+        return (self._latency_at_base or 0.0) > QUEUED * self._least_latency
+
+    def _go_to(self, limit: int, now: float) -> None:
+        self._base = self.limit = self._target = max(1, min(self._ceiling, limit))
+        self._count_anew(now)
+        self._begin_round(now)
+
+    def _count_anew(self, now: float) -> None:
+        self._counted_from = now
+        self._answers = self._refusals = 0.0
+
+    def _began_short(self, now: float) -> None:
+        """There was too little to send: nothing is learned, and nothing above what was used is known to be good."""
+        if self.limit != self._base:
+            self._go_to(self._base, now)
+        else:
+            self._begin_round(now)
+
+    def _begin_round(self, now: float) -> None:
+        self._changed_at = now
+        self._started = None
+        self._results = 0
+        self._work = 0.0
+        self._latency = 0.0
+        self._filled = 0

@@ -1,0 +1,103 @@
+"""When each batch is expected to be done, for every answer that shows one: a look at all running batches, at most once
+in `FRESH` seconds, or a tenth of a younger run, however many ask. Only an estimate: nothing is decided by it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Sequence
+
+from batchery.engine.forecast import Pace, Progress, ends
+from batchery.store import estimates, workers
+from batchery.store.batches import BatchRow
+from batchery.store.database import Database
+
+FRESH = 1.0
+"""Seconds for which a look will do."""
+
+NEW = 0.1
+"""Seconds for which it will do when it does not know of a batch, and at least for which any will."""
+
+BUSY = 0.1
+"""The share of the time that may go into looking; where one look takes long, it will do for longer, up to `FRESH`."""
+
+MANY = 100
+"""Batches from which on their turns are followed beside the event loop."""
+
+SILENT = 10.0
+"""Seconds without a heartbeat after which a worker is not counted on."""
+
+MIN_RATE = 1e-4
+"""Requests a second below which the server stands still, and nobody can say when anything will be done."""
+
+
+class Forecast:
+    """Looks at what runs.
+
+    Args:
+        database: where.
+        clock: Unix seconds.
+    """
+
+    def __init__(self, database: Database, clock: Callable[[], float]) -> None:
+        self._database = database
+        self._clock = clock
+        self._pace = Pace()
+        self._looked_at = float("-inf")
+        self._took = 0.0
+        self._ends: dict[str, float] = {}
+        self._looking = asyncio.Lock()
+
+    async def of(self, row: BatchRow) -> int | None:
+        """When a batch is expected to be done, Unix seconds; None while that is unknown, and where it has ended.
+
+        Raises:
+            StoreError: the database failed.
+        """
+        return (await self.of_all([row]))[0]
+
+    async def of_all(self, rows: Sequence[BatchRow]) -> list[int | None]:
+        """The same for several."""
+        live = [row.id for row in rows if row.status in ("validating", "in_progress")]
+        if live:
+            async with self._looking:
+                now = self._clock()
+                age, least = now - self._looked_at, max(NEW, min(FRESH, self._took / BUSY))
+                enough = max(least, min(FRESH, self._pace.measured(now) / 10))
+                if age >= enough or (age >= least and any(id not in self._ends for id in live)):
+                    began = time.monotonic()
+                    await self._look()
+                    self._took = time.monotonic() - began
+        return [self._shown(row) for row in rows]
+
+    def _shown(self, row: BatchRow) -> int | None:
+        if row.status == "finalizing":  # the results are there, and their files nearly
+            return math.ceil(self._clock())
+        if row.status not in ("validating", "in_progress") or row.id not in self._ends:
+            return None
+        return max(math.ceil(self._ends[row.id]), int(self._clock()))
+
+    async def _look(self) -> None:
+        now, pace = self._clock(), self._pace
+        async with self._database.read() as connection:
+            running = await estimates.running(connection)
+            batches = [Progress(**columns) for columns in running]
+            start = pace.begins(batches)
+            if start is not None:
+                pace.observe(now, batches, await estimates.done_since(connection, start))
+            else:
+                pace.observe(now, batches, await estimates.done_of(connection, pace.vanished(batches)))
+            rate = (
+                pace.rate(now)
+                or await workers.total_rate(connection, now - SILENT)
+                or await estimates.recent_rate(connection)
+            )
+        self._looked_at = now
+        self._ends = {}
+        if rate is not None and rate >= MIN_RATE:
+            found = (
+                await asyncio.to_thread(ends, batches, rate, now) if len(batches) > MANY else ends(batches, rate, now)
+            )
+            self._ends = {id: now + seconds for id, seconds in found.items()}

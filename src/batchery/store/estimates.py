@@ -1,0 +1,153 @@
+"""Queries over `batches` from which it is estimated what a new batch will take; none looks at more than the live or
+the newest of them.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from batchery.store.schema import ENDED, LIVE, api_keys, batches
+
+LOOK_BACK = 1_000
+"""Of so many newest batches those are looked for that say something."""
+
+ENOUGH = 20
+"""So many that do are enough."""
+
+
+async def queued_requests(connection: AsyncConnection, due: int) -> int:
+    """The requests without a result in live batches, whoever owns them, that are due no later than a time.
+
+    Args:
+        due: Unix seconds.
+    """
+    # The statuses are in the query's text: only then is SQLite sure that the index of live batches will do.
+    live: sa.BindParameter[Any] = sa.bindparam("live", LIVE, expanding=True, literal_execute=True)
+    running = ("validating", "in_progress")
+    bad = sa.case((batches.c.failed < batches.c.invalid, batches.c.invalid), else_=batches.c.failed)
+    found = await connection.execute(
+        sa.select(sa.func.coalesce(sa.func.sum(batches.c.total - batches.c.completed - bad), 0)).where(
+            batches.c.status.in_(live), batches.c.status.in_(running), batches.c.expires_at <= due
+        )
+    )
+    return int(found.scalar_one())
+
+
+_results = batches.c.completed + batches.c.failed - batches.c.run_done
+
+
+async def running(connection: AsyncConnection) -> list[dict[str, Any]]:
+    """How far every batch is that runs or waits for its plan, in order of deadline and creation: the fields of
+    `engine.forecast.Progress`.
+    """
+    # The statuses are in the query's text: only then is SQLite sure that the index of live batches will do.
+    live: sa.BindParameter[Any] = sa.bindparam("live", LIVE, expanding=True, literal_execute=True)
+    bad = sa.case((batches.c.failed < batches.c.invalid, batches.c.invalid), else_=batches.c.failed)
+    planned = batches.c.status == "in_progress"
+    found = await connection.execute(
+        sa.select(
+            batches.c.id,
+            batches.c.owner,
+            sa.func.coalesce(api_keys.c.weight, 1).label("weight"),
+            batches.c.expires_at.label("deadline"),
+            (batches.c.total - batches.c.completed - bad).label("left"),
+            sa.case((planned, _results), else_=0).label("done"),
+            sa.case((planned, batches.c.run_started_at), else_=None).label("since"),
+        )
+        .select_from(batches.outerjoin(api_keys, batches.c.api_key == api_keys.c.id))
+        .where(batches.c.status.in_(live), batches.c.status.in_(("validating", "in_progress")))
+        .order_by(batches.c.expires_at, batches.c.seq)
+    )
+    return [dict(row._mapping) for row in found]
+
+
+async def done_of(connection: AsyncConnection, ids: Sequence[str]) -> dict[str, int]:
+    """The results of these batches in their last runs."""
+    if not ids:
+        return {}
+    found = await connection.execute(sa.select(batches.c.id, _results).where(batches.c.id.in_(ids)))
+    return {row[0]: row[1] for row in found}
+
+
+async def done_since(connection: AsyncConnection, since: float) -> int:
+    """The results of batches whose run began no earlier than a time (Unix seconds), and is over."""
+    recent = (
+        sa.select(_results.label("results"), batches.c.status, batches.c.run_started_at)
+        .order_by(batches.c.seq.desc())
+        .limit(LOOK_BACK)
+        .subquery()
+    )
+    found = await connection.execute(
+        sa.select(sa.func.coalesce(sa.func.sum(recent.c.results), 0)).where(
+            recent.c.run_started_at >= since, recent.c.status.in_(("finalizing", "cancelling", *ENDED))
+        )
+    )
+    return int(found.scalar_one())
+
+
+async def output_tokens(connection: AsyncConnection, owner: str) -> dict[str, float]:
+    """Output tokens for each completed request, by model, as far as recent batches of an owner tell: the mean over the
+    last `ENOUGH` completed ones that asked for that model alone and whose upstream counted tokens.
+    """
+    recent = (
+        sa.select(batches.c.seq, batches.c.model, batches.c.status, batches.c.completed, batches.c.output_tokens)
+        .where(batches.c.owner == owner)
+        .order_by(batches.c.seq.desc())
+        .limit(LOOK_BACK)
+        .subquery()
+    )
+    found = await connection.execute(
+        sa.select(recent.c.model, recent.c.completed, recent.c.output_tokens)
+        .where(
+            recent.c.status == "completed",
+            recent.c.model.is_not(None),
+            recent.c.completed > 0,
+            recent.c.output_tokens > 0,
+        )
+        .order_by(recent.c.seq.desc())
+    )
+    by_model: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for model, completed, tokens in found:
+        if len(by_model[model]) < ENOUGH:
+            by_model[model].append((completed, tokens))
+    return {
+        model: sum(tokens for _, tokens in rows) / sum(completed for completed, _ in rows)
+        for model, rows in by_model.items()
+    }
+
+
+async def recent_rate(connection: AsyncConnection) -> float | None:
+    """Results a second of the batches that ran last, whoever owns them: the median, since a batch that was retried
+    seems to have done all its requests in the time of the last few. None if no batch has run.
+    """
+    columns = batches.c
+    recent = (
+        sa.select(
+            (columns.completed + columns.failed - columns.invalid).label("results"),
+            columns.status,
+            columns.in_progress_at,
+            columns.finalizing_at,
+        )
+        .order_by(columns.seq.desc())
+        .limit(LOOK_BACK)
+        .subquery()
+    )
+    found = await connection.execute(
+        sa.select(recent.c.results, recent.c.finalizing_at - recent.c.in_progress_at)
+        .where(
+            recent.c.results > 0,
+            recent.c.status.in_(("completed", "failed", "expired")),
+            recent.c.in_progress_at.is_not(None),
+            recent.c.finalizing_at.is_not(None),
+        )
+        .order_by(recent.c.finalizing_at.desc())
+        .limit(ENOUGH)
+    )
+    rates = [results / max(1, seconds) for results, seconds in found]
+    return statistics.median(rates) if rates else None

@@ -1,0 +1,145 @@
+"""The limiter finds what an upstream can do, follows it when it changes, and wastes few calls on the way."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+
+import pytest
+
+from batchery.engine.limiter import AdaptiveLimit, FixedLimit
+from tests.engine.capacity import Over, run
+
+Latency = Callable[[random.Random], float]
+
+
+def steady(draw: random.Random) -> float:
+    return 0.05
+
+
+def jittered(draw: random.Random) -> float:
+    return 0.05 * math.exp(draw.gauss(0, 0.3))
+
+
+def lognormal(draw: random.Random) -> float:
+    """As of a model: a median of 1 s, and answers of very different lengths."""
+    return math.exp(draw.gauss(0, 0.5))
+
+
+def falls_and_rises(now: float) -> int:
+    return 64 if 20 <= now < 40 else 256
+
+
+def best(over: Over, latency: Latency, capacity: int) -> float:
+    """Answers a second with the best fixed limit of a few."""
+    limits = [capacity] if over != "slow" else [capacity, 4 * capacity, 2_048]
+    found = [
+        run(FixedLimit(limit), 12, over=over, capacity=lambda _: capacity, latency=latency).rate(6, 12)
+        for limit in limits
+    ]
+    return max(found)
+
+
+@pytest.mark.parametrize("over", ["refuse", "queue", "slow"])
+@pytest.mark.parametrize("latency", [steady, jittered])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_it_keeps_to_what_the_upstream_can_do(over: Over, latency: Latency, seed: int) -> None:
+    course = run(AdaptiveLimit(), 60, over=over, capacity=falls_and_rises, latency=latency, seed=seed)
+    large, small = best(over, latency, 256), best(over, latency, 64)
+    assert course.rate(3, 20) >= 0.9 * large
+    assert course.rate(25, 40) >= 0.9 * small
+    assert course.rate(46, 60) >= 0.9 * large
+    assert course.wasted < 0.01
+
+
+@pytest.mark.parametrize("over", ["refuse", "queue"])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_it_keeps_to_it_with_answers_of_a_second(over: Over, seed: int) -> None:
+    """Its measure is the answer time, so it takes some tens of them."""
+    course = run(AdaptiveLimit(), 60, over=over, capacity=lambda _: 256, latency=lognormal, seed=seed)
+    assert course.rate(30, 60) >= 0.9 * best(over, lognormal, 256)
+    assert course.wasted < 0.01
+
+
+@pytest.mark.parametrize("seed", [2, 3, 5])
+def test_capacity_that_comes_back_after_refusals_is_found(seed: int) -> None:
+    """Also where rounds differ by more than one request more would gain."""
+
+    def latency(draw: random.Random) -> float:
+        return 0.3 * lognormal(draw)
+
+    def capacity(now: float) -> int:
+        return 64 if 30 <= now < 60 else 256
+
+    course = run(AdaptiveLimit(), 90, over="refuse", capacity=capacity, latency=latency, seed=seed)
+    assert course.rate(72, 90) >= 0.9 * best("refuse", latency, 256)
+    assert course.wasted < 0.01
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_queue_at_the_upstream_does_not_grow(seed: int) -> None:
+    course = run(AdaptiveLimit(), 60, over="queue", capacity=falls_and_rises, latency=jittered, seed=seed)
+    assert min(course.limits[15:20]) > 128
+    assert sorted(course.limits[30:40])[5] <= 2 * 128
+
+
+@pytest.mark.parametrize("over", ["refuse", "queue"])
+def test_a_server_with_few_slots(over: Over) -> None:
+    """Such as llama.cpp: fewer than the limit begins with."""
+    course = run(AdaptiveLimit(), 60, over=over, capacity=lambda _: 4, latency=jittered)
+    assert course.rate(10, 60) >= 0.9 * best(over, jittered, 4)
+    assert course.limits[-1] <= 32
+
+
+@pytest.mark.parametrize("over", ["refuse", "queue"])
+@pytest.mark.parametrize("share", [0.01, 0.02, 0.05, 0.15])
+def test_refusals_that_have_nothing_to_do_with_it_do_not_starve_it(over: Over, share: float) -> None:
+    limiter = AdaptiveLimit()
+    draw = random.Random(1)
+
+    class Moody:
+        """Passes the answers on, and some of them as refusals."""
+
+        @property
+        def limit(self) -> int:
+            return limiter.limit
+
+        def answered(self, now: float, *, began: float, in_flight: int, work: float) -> None:
+            if draw.random() < share:
+                limiter.refused(now, began=began, in_flight=in_flight)
+            else:
+                limiter.answered(now, began=began, in_flight=in_flight, work=work)
+
+        def refused(self, now: float, *, began: float, in_flight: int) -> None:
+            limiter.refused(now, began=began, in_flight=in_flight)
+
+    course = run(Moody(), 60, over=over, capacity=lambda _: 64, latency=jittered)
+    assert course.rate(45, 60) >= 0.8 * best(over, jittered, 64)
+
+
+def test_without_enough_to_send_nothing_is_decided() -> None:
+    limiter = AdaptiveLimit(start=32)
+    now = 0.0
+    for _ in range(10_000):
+        now += 0.01
+        limiter.answered(now, began=now - 0.05, in_flight=5, work=1.0)
+    assert limiter.limit == 32
+
+
+def test_a_request_that_is_always_refused_says_nothing_of_the_number() -> None:
+    """It is nearly alone: others that come later must not find one slot."""
+    limit = AdaptiveLimit()
+    for second in range(200):
+        limit.refused(float(second), began=second - 0.01, in_flight=1)
+    assert limit.limit == 32
+
+
+def test_an_operators_limit_is_kept_to() -> None:
+    course = run(FixedLimit(100), 10, over="refuse", capacity=lambda _: 64, latency=steady)
+    assert set(course.limits) == {100}
+
+
+def test_the_ceiling_is_never_passed() -> None:
+    course = run(AdaptiveLimit(ceiling=50), 10, over="queue", capacity=lambda _: 256, latency=steady)
+    assert max(course.limits) == 50

@@ -1,0 +1,68 @@
+"""A real llama.cpp server behind a worker: whole answers, and what its own prefix cache found, by its own counters."""
+
+from __future__ import annotations
+
+import json
+import random
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batchery.upstreams.http import HttpUpstream
+from tests.engine.llama import llama_server
+from tests.engine.rig import Rig
+from tests.requests import chat_line
+
+PREFIXES, REQUESTS = 50, 600
+
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+def shuffled() -> list[bytes]:
+    draw = random.Random(11)
+    prefixes = ["".join(draw.choices("abcdefgh ", k=600)) for _ in range(PREFIXES)]
+    lines = [
+        chat_line(str(i), f"{prefixes[i % PREFIXES]} Question {i}: {draw.random()}?", max_tokens=2, temperature=0)
+        for i in range(REQUESTS)
+    ]
+    draw.shuffle(lines)
+    return lines
+
+
+def cached(lines: list[bytes], url: str, in_flight: int) -> int:
+    """The tokens that the server finds in its cache when the requests come in this order, so many at once."""
+
+    def send(line: bytes) -> int:
+        body = json.dumps(json.loads(line)["body"]).encode()
+        headers = {"Content-Type": "application/json"}
+        with urllib.request.urlopen(urllib.request.Request(f"{url}/v1/chat/completions", body, headers)) as answer:
+            return of_usage(json.load(answer))
+
+    with ThreadPoolExecutor(in_flight) as pool:
+        return sum(pool.map(send, lines))
+
+
+def of_usage(answer: Any) -> int:
+    tokens: int = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+    return tokens
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+async def test_shuffled_requests_find_the_cache_as_if_sorted(rig: Rig, tmp_path: Path, slots: int) -> None:
+    lines = shuffled()
+    order = sorted(lines, key=lambda line: json.loads(line)["body"]["messages"][0]["content"])
+    with llama_server(tmp_path, slots=slots) as url:
+        best, worst = cached(order, url, slots), cached(lines, url, slots)
+    with llama_server(tmp_path, slots=slots) as url:
+        async with rig.working(HttpUpstream(url), max_in_flight=slots):
+            row = await rig.ended(await rig.create(await rig.upload(lines)))
+        assert (row.status, row.completed) == ("completed", REQUESTS)
+        answers = [line["response"]["body"] for line in await rig.lines(row.output_file)]
+    found = sum(map(of_usage, answers))
+    assert worst < 0.5 * best  # so that the order is what matters
+    # Of several slots the server chooses by itself, and runs of the same order differ by a tenth.
+    assert found >= (0.95 if slots == 1 else 0.85) * best, f"{found} of {best} tokens; {worst} in the order of the file"
+    assert all(answer["usage"]["completion_tokens"] == 2 for answer in answers)
