@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
-from batchery.cli import main, run
-from batchery.client import job
+from batchery.cli import main
+from batchery.client import carry_out, follow
 from batchery.client.http import Api
 from batchery.client.retry import Patience
 from tests.client.fake_server import FakeServer, Manners, custom_ids, requests
@@ -25,7 +30,14 @@ from tests.client.fake_server import FakeServer, Manners, custom_ids, requests
 ROWS = 12
 NAMES = [f"row-{number}" for number in range(ROWS)]
 EXAMPLE = Path(__file__).parents[2] / "examples" / "requests.jsonl"
-SETTINGS = ("BATCHERY_BASE_URL", "BATCHERY_API_KEY", "DOUBLEWORD_API_KEY", "OPENAI_BASE_URL", "OPENAI_API_KEY")
+SETTINGS = (
+    "BATCHERY_CONFIG",
+    "BATCHERY_BASE_URL",
+    "BATCHERY_API_KEY",
+    "DOUBLEWORD_API_KEY",
+    "OPENAI_BASE_URL",
+    "OPENAI_API_KEY",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +45,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An own folder with a good input in it, and an environment that names no server."""
     for name in SETTINGS:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(job, "pause_between_polls", lambda *_, **__: 0.02)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / ".none"))
+    monkeypatch.setattr(follow, "pause_between_polls", lambda *_, **__: 0.02)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in.jsonl").write_bytes(requests(ROWS))
     return tmp_path
@@ -72,7 +85,11 @@ def wait_for_results(process: subprocess.Popen[str], path: Path) -> None:
 
 
 def leftovers(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()} - {"in.jsonl"}
+    found = {path.name for path in folder.iterdir()} - {"in.jsonl"}
+    kept = folder / ".out.jsonl.batchery"
+    if kept.exists() and {path.name for path in kept.iterdir()} == {"receipt.json", "lock"}:
+        found.discard(kept.name)
+    return found
 
 
 # How it ends
@@ -94,8 +111,7 @@ def test_json_is_all_there_is_on_stdout_and_quiet_is_quiet(folder: Path) -> None
         result = invoke("in.jsonl", "-o", "out.jsonl", "--base-url", server.base_url, "--json", "--quiet")
     summary = json.loads(result.stdout)
     assert (summary["exit_code"], summary["rows"], summary["ok"], summary["failed"]) == (3, 12, 11, 1)
-    assert summary["errors"] == str(folder / "out.errors.jsonl")
-    assert summary["reasons"] == [{"reason": "400 bad_prompt: no row-1", "rows": 1}]
+    assert summary["reasons"] == [{"reason": "400 bad_prompt: no row-1", "rows": 1, "cause": "permanent"}]
     assert summary["batches"] == ["batch_0"]
     assert result.stderr == ""
 
@@ -107,13 +123,123 @@ def test_some_rows_failed_and_the_same_command_again_only_tells_so(folder: Path)
             assert result.exit_code == 3
             assert "2 x 400 bad_prompt: no row-1" in result.stderr
         assert len(server.batches) == 1
+    rows = [json.loads(line) for line in (folder / "out.jsonl").read_bytes().splitlines()]
+    assert [row["custom_id"] for row in rows] == NAMES
+    assert [row["row"] for row in rows] == list(range(1, ROWS + 1))
+    assert [row["custom_id"] for row in rows if row["status"] == "failed"] == ["row-1", "row-2"]
+    assert rows[1]["response"]["status_code"] == 400
+    assert rows[1]["error"]["code"] == "bad_prompt"
+
+
+def test_the_raw_format_is_the_two_files_of_the_batch_api(folder: Path) -> None:
+    with FakeServer(Manners(failing={"row-1", "row-2"})) as server:
+        result = invoke("in.jsonl", "-o", "out.jsonl", "--base-url", server.base_url, "--output-format", "raw")
+    assert result.exit_code == 3
+    assert custom_ids((folder / "out.jsonl").read_bytes()) == [n for n in NAMES if n not in ("row-1", "row-2")]
     assert custom_ids((folder / "out.errors.jsonl").read_bytes()) == ["row-1", "row-2"]
+
+
+def test_a_job_that_has_ended_well_is_not_run_again(folder: Path) -> None:
+    with FakeServer() as server:
+        arguments = ("in.jsonl", "-o", "out.jsonl", "--base-url", server.base_url)
+        assert invoke(*arguments).exit_code == 0
+        server.calls.clear()
+        result = invoke(*arguments)
+        assert result.exit_code == 0
+        assert "ended already" in result.stderr
+        assert not server.calls
+    shown = CliRunner().invoke(main.build(["receipt"]), ["receipt", "out.jsonl", "--json"])
+    assert json.loads(shown.stdout)["ok"] == ROWS
+    (folder / "in.jsonl").write_bytes(requests(3))
+    assert "made of other inputs: in.jsonl differs" in invoke(*arguments).stderr
+    (folder / "in.jsonl").write_bytes(requests(ROWS))
+    other = invoke(*arguments, "--set", "body.temperature=0")
+    assert "made of other inputs: the options" in other.stderr
+    assert other.exit_code == 1
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_table_in_and_a_table_out(folder: Path, suffix: str) -> None:
+    (folder / "in.csv").write_text('text,status\nfox,a\n"hen, old",b\n')
+    with FakeServer(Manners(failing={"row-2"})) as server:
+        arguments = ("in.csv", "-o", f"out.{suffix}", "--base-url", server.base_url)
+        result = invoke(*arguments, "--model", "m", "--template", "Say {{text}}")
+    assert result.exit_code == 3, result.stderr
+    assert b"Say hen, old" in server.files["file-0"]
+    out = folder / f"out.{suffix}"
+    rows = list(csv.DictReader(out.open())) if suffix == "csv" else pq.read_table(out).to_pylist()
+    assert [(r["custom_id"], r["text"], r["input_status"], r["status"], r["error_code"] or None) for r in rows] == [
+        ("row-1", "fox", "a", "ok", None),
+        ("row-2", "hen, old", "b", "failed", "bad_prompt"),
+    ]
+    assert str(rows[0]["input_tokens"]) == "2"
+
+
+def test_a_dry_run_sends_nothing(folder: Path) -> None:
+    with FakeServer() as server:
+        result = invoke("in.jsonl", "-o", "out.jsonl", "--base-url", server.base_url, "--dry-run")
+        assert result.exit_code == 0
+        assert "12 requests, all good" in result.stderr
+        assert not server.calls
+    assert not leftovers(folder)
+
+
+@pytest.mark.parametrize(("limit", "code"), [("1", 0), ("0.0000001", 7)])
+def test_more_than_the_most_cost_is_not_sent(folder: Path, limit: str, code: int) -> None:
+    (folder / "prices.toml").write_text('[prices."m"]\ninput = 1\noutput = 2\n')
+    with FakeServer() as server:
+        arguments = ("in.jsonl", "-o", "out.jsonl", "--base-url", server.base_url, "--max-cost", limit)
+        result = invoke(*arguments, "--prices", "prices.toml", "--json")
+        assert result.exit_code == code, result.stderr
+        assert bool(server.calls) is (code == 0)
+        assert json.loads(result.stdout)["exit_code"] == code
+        if code == 0:
+            assert json.loads(result.stdout)["cost"] == pytest.approx((5 * 1 + 7 * 2) / 1e6)
+            return
+        assert "is over --max-cost" in result.stderr
+        unknown = invoke(*arguments)
+        assert unknown.exit_code == 7
+        assert "no price is known for m" in unknown.stderr
+        assert not server.calls
+
+
+def test_large_inputs_are_split_and_run_side_by_side(folder: Path) -> None:
+    with FakeServer() as server:
+        result = invoke("in.jsonl", "-o", "out.jsonl", "--base-url", server.base_url, "--max-requests", "5")
+        assert result.exit_code == 0, result.stderr
+        assert len(server.batches) == 3
+        pieces = sorted(server.files.values(), key=lambda content: NAMES.index(custom_ids(content)[0]))
+        assert b"".join(pieces) == (folder / "in.jsonl").read_bytes()
+    assert custom_ids((folder / "out.jsonl").read_bytes()) == NAMES
+
+
+def test_a_deadline_chooses_the_window(folder: Path) -> None:
+    with FakeServer() as server:
+        result = invoke("in.jsonl", "-o", "out.jsonl", "--base-url", server.base_url, "--within", "4h")
+        assert server.batches["batch_0"]["completion_window"] == "1h"
+    assert "ends before the deadline" in result.stderr
+    assert "met" in result.stderr
+
+
+def test_a_job_whose_deadline_is_over_is_gone_on_with() -> None:
+    by = (datetime.now(UTC) + timedelta(seconds=1.5)).isoformat()
+    with FakeServer() as server:
+        server.manners.troubles = [("GET", "/v1/files/.*/content", 404, {})] * 9
+        arguments = ("in.jsonl", "-o", "out.jsonl", "--base-url", server.base_url, "--by", by)
+        first = invoke(*arguments)
+        assert first.exit_code == 1, first.stderr
+        wait_until(lambda: datetime.now(UTC).isoformat() > by)
+        server.manners.troubles.clear()
+        result = invoke(*arguments)
+        assert result.exit_code == 0, result.stderr
+        assert "missed" in result.stderr
+        assert "is over already" in invoke(*arguments[:2], "other.jsonl", *arguments[3:]).stderr
 
 
 @pytest.mark.parametrize("end", ["expired", "cancelled", "failed"])
 def test_the_batch_did_not_complete(end: str) -> None:
     with FakeServer(Manners(end=end, never_run={"row-3"})) as server:
-        result = invoke("in.jsonl", "-o", "out.jsonl", "--base-url", server.base_url)
+        result = invoke("in.jsonl", "-o", "out.jsonl", "--base-url", server.base_url, "--retries", "0")
     assert result.exit_code == 4
     assert end.capitalize() in result.stderr
 
@@ -128,7 +254,7 @@ def test_the_server_refuses(status: int) -> None:
 
 
 def test_no_server_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "Api", functools.partial(Api, patience=Patience(unanswered=0)))
+    monkeypatch.setattr(carry_out, "Api", functools.partial(Api, patience=Patience(unanswered=0)))
     result = invoke("in.jsonl", "-o", "out.jsonl", "--base-url", "http://127.0.0.1:1")
     assert result.exit_code == 6
     assert "onnection refused" in result.stderr
@@ -151,7 +277,6 @@ def test_bad_lines_are_told_with_their_place_and_nothing_is_sent(folder: Path) -
     [
         ([], "name at least one INPUT"),
         (["in.jsonl"], "-o OUT"),
-        (["-", "-o", "out"], "stdin"),
         (["none.jsonl", "-o", "out", "--base-url", "http://x"], "none.jsonl does not exist"),
         ([".", "-o", "out", "--base-url", "http://x"], "is a folder"),
         (["in.jsonl", "-o", "."], "is a folder"),
@@ -254,6 +379,40 @@ def test_a_kill_loses_and_doubles_nothing(folder: Path, method: str, path: str, 
     assert custom_ids((folder / "out.jsonl").read_bytes()) == NAMES
 
 
+@pytest.mark.parametrize("done", [False, True], ids=["before it is carried out", "before its answer"])
+@pytest.mark.parametrize("own_retry", [True, False])
+def test_a_kill_at_every_call_of_a_job_is_survived(folder: Path, done: bool, own_retry: bool) -> None:
+    """Kill the client at its first call, then another at its second, and so on; each time the same command must finish
+    the job, with no second upload or batch.
+    """
+    number = 0
+    while True:
+        arguments = ("in.jsonl", "-o", f"out-{number}.jsonl", "--retries", "1", "--base-url")
+        processes: list[subprocess.Popen[str]] = []
+        known = threading.Event()
+
+        def kill(call: int, is_done: bool, last: int = number, known: Any = known, processes: Any = processes) -> None:
+            if (call, is_done) == (last, done):
+                assert known.wait(10)
+                processes[0].kill()
+                processes[0].wait(10)
+
+        with FakeServer(Manners(steps=1, passing={"row-3"}, retries=own_retry, on_call=kill)) as server:
+            processes.append(start(*arguments, server.base_url))
+            known.set()
+            processes[0].communicate(timeout=30)
+            if processes[0].returncode == 0:
+                break
+            assert processes[0].returncode == -signal.SIGKILL
+            server.manners.on_call = lambda call, is_done: None
+            result = invoke(*arguments, server.base_url)
+            assert result.exit_code == 0, result.stderr
+            assert len(server.batches) == len(server.files) == (1 if own_retry else 2)
+        assert custom_ids((folder / f"out-{number}.jsonl").read_bytes()) == NAMES
+        number += 1
+    assert number >= 8
+
+
 def test_a_changed_input_is_not_gone_on_with(folder: Path) -> None:
     with FakeServer(Manners(failing={"row-1"})) as server:
         arguments = ("in.jsonl", "-o", "out.jsonl", "--base-url", server.base_url)
@@ -328,6 +487,36 @@ def test_a_server_that_does_not_start_is_told_with_its_log(folder: Path) -> None
     assert result.exit_code == 1
     assert "the server did not start" in result.stderr
     assert "Traceback (most recent call last):\n  File" not in result.stderr.split("The last lines of")[0]
+
+
+@pytest.mark.parametrize(("answer", "cancels"), [(b"y\n", True), (b"n\n", False)])
+def test_a_second_interrupt_asks_whether_to_cancel(answer: bytes, cancels: bool) -> None:
+    controller, terminal = os.openpty()
+    with FakeServer() as server:
+        server.manners.finish.clear()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "batchery", "run", "in.jsonl", "-o", "out.jsonl", "--base-url", server.base_url],
+            stdin=terminal,
+            stderr=terminal,
+            start_new_session=True,
+        )
+        os.close(terminal)
+        server.wait_until(lambda: server.count("GET", "/v1/batches/.*") > 1)
+        seen = b""
+
+        def read_until(text: bytes) -> None:
+            nonlocal seen
+            while text not in seen:
+                seen += os.read(controller, 65536)
+
+        process.send_signal(signal.SIGINT)
+        read_until(b"Ctrl-C again")
+        process.send_signal(signal.SIGINT)
+        read_until(b"Cancel the batch batch_0?")
+        os.write(controller, answer)
+        assert process.wait(timeout=10) == 130
+        assert server.count("POST", "/v1/batches/batch_0/cancel") == cancels
+    os.close(controller)
 
 
 def test_on_a_terminal_there_is_a_bar(folder: Path) -> None:

@@ -12,6 +12,8 @@ import psutil
 import pytest
 
 from batchery.cli.options import read_settings
+from batchery.cli.serve import _environment
+from batchery.wire.prices import ModelPrices, Price, price_of
 from tests.processes import Process, serve, wait_for
 
 NOWHERE = "http://127.0.0.1:9"
@@ -61,7 +63,7 @@ def test_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (("--upstream", "ftp://x"), "is not an upstream URL"),
         (("--upstream", "http://user:secret@x"), "--upstream-key-env"),
         (("--upstream", NOWHERE, "--upstream-key-env", "NOT_SET"), "NOT_SET"),
-        (("--upstream", NOWHERE, "--host", "0.0.0.0"), "127.0.0.1"),
+        (("--upstream", NOWHERE, "--host", "0.0.0.0"), "batchery keys create --data-dir "),
         (("--upstream", NOWHERE, "--port", "70000"), "--port"),
         (("--upstream", NOWHERE, "--completion-windows", "soon"), "24h"),
         (("--upstream", NOWHERE, "--max-in-flight", "0"), "--max-in-flight"),
@@ -78,6 +80,38 @@ def test_what_cannot_work_is_refused_with_a_reason(options: tuple[str, ...], sai
 
 def test_a_setting_in_the_environment_that_is_wrong() -> None:
     assert "--port" in refused("--upstream", NOWHERE, BATCHERY_PORT="http")
+
+
+def test_prices_come_from_a_table_or_from_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "batchery.toml").write_text(
+        '[prices."org/m"]\ninput = 1\noutput = 2.5\n[prices.n.1h]\ninput=3\noutput=4\n'
+    )
+    prices = read_settings(None, upstream=NOWHERE).price_list
+    assert price_of(prices, "org/m", "24h") == Price(1, 2.5)
+    assert price_of(prices, "n", "1h") == Price(3, 4)
+    monkeypatch.setenv("BATCHERY_PRICES", '{"m": {"input": 5, "output": 6}}')
+    settings = read_settings(None, upstream=NOWHERE)
+    assert settings.price_list == {"m": ModelPrices(Price(5, 6), {})}
+    monkeypatch.setenv("BATCHERY_PRICES", _environment(settings)["BATCHERY_PRICES"])  # as the worker gets it
+    assert read_settings(None, upstream=NOWHERE).price_list == settings.price_list
+
+
+@pytest.mark.parametrize(
+    ("prices", "said"),
+    [
+        ('{"m": {"input": -1, "output": 0}}', 'batchery: prices."m".input must be a number of US dollars'),
+        ('{"m": {"input": 1e400, "output": 0}}', "batchery: prices is not valid JSON: Number out of range"),
+        ('{"m": {"input": 1e10, "output": 0}}', "from 0 to 1000000000, not 10000000000.0"),
+        ('{"m": {"input": NaN, "output": 0}}', "prices is not valid JSON"),
+        ('{"m": {}, "m": {}}', "stands twice"),
+        ("[]", "prices must be a table of models"),
+        ("", "prices is not valid JSON"),
+        ("\udcff", "prices is not valid JSON"),  # an environment that is not UTF-8
+    ],
+)
+def test_prices_that_cannot_be(prices: str, said: str) -> None:
+    assert said in refused("--upstream", NOWHERE, BATCHERY_PRICES=prices)
 
 
 def test_a_port_that_is_taken(tmp_path: Path) -> None:

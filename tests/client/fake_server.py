@@ -10,6 +10,7 @@ import json
 import re
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -38,6 +39,17 @@ class Manners:
         finish: while it is not set, no batch comes to its end.
         key: the bearer token that it wants.
         no_final_newline: the last line of a result file has no line break.
+        skip_only: it knows `skip`, and no `offset`.
+        passing: the `custom_id`s that fail with 503 until they are run again.
+        retries: it has `/retry`.
+        repeats: each result line comes twice.
+        wrapped: batches come inside a `job`.
+        plain_errors: error answers are plain text.
+        validating: looks at a batch at which it is still `validating`, with no counts.
+        windows: the completion windows that it takes; None: any.
+        bare_ids: ids are UUIDs, without a prefix.
+        created: the status of the answer to what was created.
+        on_call: told the number of each call, from 0, and whether it has been carried out, before it is answered.
     """
 
     early: bool = True
@@ -56,6 +68,17 @@ class Manners:
     finish: threading.Event = field(default_factory=threading.Event)
     key: str | None = None
     no_final_newline: bool = False
+    skip_only: bool = False
+    passing: set[str] = field(default_factory=set)
+    retries: bool = False
+    repeats: bool = False
+    wrapped: bool = False
+    plain_errors: bool = False
+    validating: int = 0
+    windows: tuple[str, ...] | None = None
+    bare_ids: bool = False
+    created: int = 200
+    on_call: Callable[[int, bool], None] = lambda number, done: None
 
     def __post_init__(self) -> None:
         self.finish.set()
@@ -78,6 +101,7 @@ class FakeServer:
         self.files: dict[str, bytes] = {}
         self.batches: dict[str, dict[str, Any]] = {}
         self.keys: dict[str, dict[str, Any]] = {}
+        self.aliases: dict[str, str] = {}
         self.lock = threading.RLock()
         self.looked = threading.Condition(self.lock)
         fake = self
@@ -111,6 +135,12 @@ class FakeServer:
                 assert left > 0, "the awaited condition did not come true"
                 self.looked.wait(min(left, 0.2))
 
+    def alias(self, file_id: str) -> str:
+        """A bare id for a file."""
+        bare = str(uuid.uuid5(uuid.NAMESPACE_URL, file_id))
+        self.aliases[bare] = file_id
+        return bare
+
     def result_lines(self, batch: dict[str, Any]) -> tuple[list[bytes], list[bytes]]:
         """The output and the error lines that a batch has by now."""
         manners = self.manners
@@ -122,7 +152,7 @@ class FakeServer:
             name = row["custom_id"]
             record: dict[str, Any] = {"id": f"batch_req_{name}", "custom_id": name, "response": None, "error": None}
             body: dict[str, Any] = {"echo": name, "separator": "\u2028"}
-            if name in manners.never_run:
+            if name in manners.never_run and name not in batch["again"]:
                 record["error"] = {"code": f"batch_{manners.end}", "message": "never run"}
                 errors.append(record)
                 continue
@@ -131,10 +161,16 @@ class FakeServer:
             else:
                 body["usage"] = {"prompt_tokens": 2, "completion_tokens": 3}
             status = 400 if name in manners.failing else 200
+            if name in manners.passing and name not in batch["again"]:
+                status, body = 503, {"error": {"type": "overloaded_error", "message": f"busy {name}"}}
             record["response"] = {"status_code": status, "request_id": name, "body": body}
-            (errors if name in manners.failing else output).append(record)
+            (output if status == 200 else errors).append(record)
+        # What was run again lands behind what was there.
+        output.sort(key=lambda record: record["custom_id"] in batch["again"])
+        times = 2 if manners.repeats else 1
         return tuple(  # type: ignore[return-value]
-            [json.dumps(record, ensure_ascii=False).encode() for record in records] for records in (output, errors)
+            [json.dumps(record, ensure_ascii=False).encode() for record in records for _ in range(times)]
+            for records in (output, errors)
         )
 
 
@@ -152,6 +188,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._serve("POST")
 
+    def do_DELETE(self) -> None:
+        self._serve("DELETE")
+
     def _serve(self, method: str) -> None:
         fake, parts = self.server_state, urlsplit(self.path)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -159,6 +198,8 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {name.lower(): value for name, value in self.headers.items()}
         with fake.looked:
             fake.calls.append(Call(method, parts.path, query, headers))
+            self._number = len(fake.calls) - 1
+            fake.manners.on_call(self._number, False)
             try:
                 self._answer(method, parts.path, query, headers, body)
             except (BrokenPipeError, ConnectionResetError):
@@ -176,19 +217,60 @@ class _Handler(BaseHTTPRequestHandler):
         if manners.key is not None and headers.get("authorization") != f"Bearer {manners.key}":
             self._send(401, {"error": {"message": "wrong key", "code": "invalid_api_key"}})
             return
+        for alias, real in fake.aliases.items():
+            path = path.replace(alias, real)
         if path == "/v1/files" and method == "POST":
             self._once(method, path, headers, lambda: self._upload(headers, body))
         elif path == "/v1/batches" and method == "POST":
+            window = json.loads(body)["completion_window"]
+            if manners.windows is not None and window not in manners.windows:
+                offered = ", ".join(manners.windows)
+                text = f"Invalid completion_window {window!r}: use one of {offered}"
+                self._send(400, {"error": {"message": text, "param": "completion_window"}})
+                return
             self._once(method, path, headers, lambda: self._create(json.loads(body)))
         elif path == "/v1/batches":
             rows = [self._show(batch) for batch in reversed(fake.batches.values())]
             self._send(200, {"object": "list", "data": rows, "has_more": False})
-        elif (match := re.fullmatch(r"/v1/batches/(\w+)", path)) and match[1] in fake.batches:
+        elif (match := re.fullmatch(r"/v1/batches/([\w-]+)/retry", path)) and manners.retries and method == "POST":
+            batch = fake.batches[match[1]]
+            batch["again"] |= manners.passing | manners.never_run
+            batch["retries"] = batch.get("retries", 0) + 1
+            batch["step"] = manners.steps - 1
+            self._send(200, self._show(batch))
+        elif (match := re.fullmatch(r"/v1/batches/([\w-]+)/cancel", path)) and method == "POST":
+            if fake.batches[match[1]]["step"] >= manners.steps:
+                self._send(409, {"error": {"message": "it is over", "code": "conflict"}})
+                return
+            manners.finish.set()
+            manners.end = "cancelled"
+            self._send(200, self._show(fake.batches[match[1]]))
+        elif path == "/v1/files":
+            rows = [self._file(file_id) for file_id in reversed(fake.files)]
+            self._send(200, {"object": "list", "data": rows, "has_more": False})
+        elif (match := re.fullmatch(r"/v1/files/(file-\d+|[\w-]{36})", path)) and match[1] in fake.files:
+            if method == "DELETE":
+                del fake.files[match[1]]
+                self._send(200, {"id": match[1], "object": "file", "deleted": True})
+            else:
+                self._send(200, self._file(match[1]))
+        elif (match := re.fullmatch(r"/v1/files/(file-\d+|[\w-]{36})/content", path)) and match[1] in fake.files:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(fake.files[match[1]])))
+            self.end_headers()
+            self.wfile.write(fake.files[match[1]])
+        elif path == "/v1/models":
+            self._send(200, {"object": "list", "data": [{"id": "m", "object": "model", "owned_by": "fake"}]})
+        elif (match := re.fullmatch(r"/v1/batches/([\w-]+)", path)) and match[1] in fake.batches:
             self._look(fake.batches[match[1]])
-        elif match := re.fullmatch(r"/v1/files/(out|err)-(\w+)/content", path):
-            self._content(match[1], fake.batches[match[2]], query)
+        elif match := re.fullmatch(r"/v1/files/(out|err)-([\w-]+)/content", path):
+            self._content(match[1], fake.batches[re.sub("r+$", "", match[2])], query)
         else:
             self._send(404, {"error": {"message": f"{path} does not exist", "code": "not_found"}})
+
+    def _file(self, file_id: str) -> dict[str, Any]:
+        size = len(self.server_state.files[file_id])
+        return {"id": file_id, "object": "file", "purpose": "batch", "bytes": size, "created_at": 1_700_000_000}
 
     def _once(self, method: str, path: str, headers: dict[str, str], do: Callable[[], dict[str, Any]]) -> None:
         fake, manners = self.server_state, self.server_state.manners
@@ -204,25 +286,32 @@ class _Handler(BaseHTTPRequestHandler):
                 manners.lost_answers.remove(lost)
                 self.close_connection = True
                 return
-        self._send(200, answer)
+        self._send(manners.created, answer)
 
     def _upload(self, headers: dict[str, str], body: bytes) -> dict[str, Any]:
         fake = self.server_state
         boundary = headers["content-type"].split("boundary=")[1].strip('"').encode()
         part = next(p for p in body.split(b"--" + boundary) if b'name="file"' in p)
-        file_id = f"file-{len(fake.files)}"
+        file_id = str(uuid.uuid4()) if fake.manners.bare_ids else f"file-{len(fake.files)}"
         fake.files[file_id] = part.split(b"\r\n\r\n", 1)[1][:-2]
         return {"id": file_id, "object": "file", "bytes": len(fake.files[file_id])}
 
     def _create(self, wanted: dict[str, Any]) -> dict[str, Any]:
         fake = self.server_state
-        batch_id = f"batch_{len(fake.batches)}"
-        fake.batches[batch_id] = {"id": batch_id, "step": 0, **wanted}
+        batch_id = str(uuid.uuid4()) if fake.manners.bare_ids else f"batch_{len(fake.batches)}"
+        content = fake.files[wanted["input_file_id"]]
+        earlier = b"".join(fake.files[batch["input_file_id"]] for batch in fake.batches.values())
+        names = {json.loads(line)["custom_id"] for line in content.split(b"\n") if line.strip()}
+        again = {name for name in names if f'"{name}"'.encode() in earlier}
+        fake.batches[batch_id] = {"id": batch_id, "step": 0, "again": again, **wanted}
         return self._show(fake.batches[batch_id])
 
     def _look(self, batch: dict[str, Any]) -> None:
         manners = self.server_state.manners
-        if batch["step"] < manners.steps - 1 or manners.finish.is_set():
+        batch["looks"] = batch.get("looks", 0) + 1
+        if batch["looks"] <= manners.validating:
+            pass
+        elif batch["step"] < manners.steps - 1 or manners.finish.is_set():
             batch["step"] = min(manners.steps, batch["step"] + 1)
         self._send(200, self._show(batch), {"Preference-Applied": "wait"} if manners.honours_wait else {})
 
@@ -231,18 +320,29 @@ class _Handler(BaseHTTPRequestHandler):
         over = batch["step"] >= manners.steps
         output, errors = fake.result_lines(batch)
         rows = [line for line in fake.files[batch["input_file_id"]].split(b"\n") if line.strip()]
+        error_file = f"err-{batch['id']}{'r' * batch.get('retries', 0)}"
+        output_file = f"out-{batch['id']}"
+        if manners.bare_ids:
+            output_file, error_file = fake.alias(output_file), fake.alias(error_file)
+        validating = batch.get("looks", 0) <= manners.validating and manners.validating > 0
         return {
             "id": batch["id"],
             "object": "batch",
             "endpoint": batch["endpoint"],
+            "input_file_id": batch["input_file_id"],
             "completion_window": batch["completion_window"],
-            "status": manners.end if over else "in_progress",
-            "output_file_id": f"out-{batch['id']}" if manners.early or (over and output) else None,
-            "error_file_id": f"err-{batch['id']}" if errors and (manners.early or over) else None,
+            "completed_at": 1000 + batch.get("retries", 0) if over else None,
+            "status": manners.end if over else "validating" if validating else "in_progress",
+            "output_file_id": output_file if manners.early or (over and output) else None,
+            "error_file_id": error_file if errors and (manners.early or over) else None,
             "errors": None,
-            "request_counts": {"total": len(rows), "completed": len(output), "failed": len(errors)},
+            "request_counts": {
+                "total": 0 if validating else len(rows),
+                "completed": len(output),
+                "failed": len(errors),
+            },
             "usage": {"input_tokens": 5, "output_tokens": 7} if over and manners.usage else None,
-            "metadata": batch["metadata"],
+            "metadata": batch.get("metadata"),
         }
 
     def _content(self, kind: str, batch: dict[str, Any], query: dict[str, str]) -> None:
@@ -252,11 +352,12 @@ class _Handler(BaseHTTPRequestHandler):
         after = 0
         if manners.numbered:
             headers = {"X-Last-Line": str(len(lines)), "X-Incomplete": str(batch["step"] < manners.steps).lower()}
-            after = 0 if manners.ignores_offset else int(query.get("offset", "0"))
+            after = 0 if manners.ignores_offset else int(query.get("skip" if manners.skip_only else "offset", "0"))
         body = b"".join(line + b"\n" for line in lines[after:])
         if manners.no_final_newline:
             body = body.removesuffix(b"\n")
         broken = manners.breaks.pop(0) if manners.breaks else None
+        manners.on_call(self._number, True)
         self.send_response(200)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -267,7 +368,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def _send(self, status: int, value: dict[str, Any], headers: dict[str, str] | None = None) -> None:
+        manners = self.server_state.manners
+        manners.on_call(self._number, True)
+        if manners.wrapped and value.get("object") == "batch":
+            value = {"job": value}
         body = json.dumps(value).encode()
+        if manners.plain_errors and "error" in value:
+            body = value["error"]["message"].encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))

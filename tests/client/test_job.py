@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +19,11 @@ from batchery.client.errors import (
     ResumeError,
     ServerError,
 )
+from batchery.client.follow import WAIT, pause_between_polls
 from batchery.client.http import Api
 from batchery.client.inputs import check_inputs
-from batchery.client.job import WAIT, Job, Outcome, Progress, errors_path, pause_between_polls
+from batchery.client.job import Job, Outcome, Progress, errors_path
+from batchery.client.pieces import split_inputs
 from batchery.client.retry import Patience
 from batchery.client.server import Server, normalise_base_url
 from batchery.client.state import JobFolder, JobState, new_state, resume_state
@@ -41,6 +44,8 @@ DIALECTS = [
     pytest.param(OPENAI, id="openai"),
     pytest.param({"ignores_offset": True}, id="always from the first line"),
     pytest.param({"numbered": False}, id="grows without numbering lines"),
+    pytest.param({"skip_only": True}, id="skip only"),
+    pytest.param({"wrapped": True, "plain_errors": True}, id="wrapped, plain errors"),
     pytest.param({**OPENAI, "no_final_newline": True}, id="no line break at the end"),
 ]
 
@@ -78,14 +83,21 @@ class Desk:
         window: str = "24h",
         patience: Patience | None = None,
         on_api: Callable[[Api], None] = lambda _: None,
+        retries: int = 0,
+        format: str = "raw",
+        max_requests: int = 50_000,
     ) -> Outcome:
         with self.folder.locked():
-            wanted = new_state(check_inputs(self.inputs), server=server.base_url, window=window, endpoint=None)
+            inputs = check_inputs(self.inputs)
+            pieces = split_inputs(inputs, max_requests=max_requests)
+            wanted = new_state(
+                inputs, server=server.base_url, window=window, endpoint=None, pieces=pieces, format=format
+            )
             state = resume_state(self.folder.load(), wanted)
             api = Api(Server(normalise_base_url(server.base_url), key, "KEY"), patience)
             on_api(api)
             try:
-                return Job(api, self.folder, state, self.output, self.seen.append).run()
+                return Job(api, self.folder, state, self.output, self.seen.append, retries=retries).run()
             finally:
                 api.close()
 
@@ -209,14 +221,107 @@ def test_a_lost_answer_makes_no_second_batch(desk: Desk, manners: dict[str, Any]
     assert desk.ids() == NAMES
 
 
+@pytest.mark.parametrize("format", ["raw", "jsonl"])
+@pytest.mark.parametrize("own_retry", [True, False])
+@pytest.mark.parametrize("manners", DIALECTS)
+def test_what_may_yet_succeed_is_run_again(desk: Desk, manners: dict[str, Any], own_retry: bool, format: str) -> None:
+    passing, late = {"row-2", "row-7"}, {"row-9"}
+    with FakeServer(Manners(**manners, passing=passing, never_run=late, end="expired", retries=own_retry)) as server:
+        outcome = desk.run(server, retries=2, format=format)
+        assert server.count("POST", "/v1/batches") == (1 if own_retry else 2)
+        assert len(server.batches) == (1 if own_retry else 2)
+        if not own_retry:
+            assert set(custom_ids(server.files["file-1"])) == passing | late
+    assert sorted(desk.ids()) == sorted(NAMES)
+    assert not desk.errors.exists()
+    assert (outcome.tally.ok, outcome.tally.failed) == (ROWS, 0)
+    if format == "jsonl":
+        assert desk.ids() == NAMES
+
+
+def test_what_is_hopeless_is_not_run_again(desk: Desk) -> None:
+    with FakeServer(Manners(passing={"row-2"}, failing={"row-3"}, retries=True)) as server:
+        outcome = desk.run(server, retries=2)
+        assert server.count("POST", ".*/retry") == 0
+        assert custom_ids(server.files["file-1"]) == ["row-2"]
+        assert len(server.batches) == 2
+    assert (outcome.tally.ok, outcome.tally.failed) == (ROWS - 1, 1)
+    assert desk.failed_ids() == ["row-3"]
+
+
+def test_nothing_is_run_again_after_a_cancellation(desk: Desk) -> None:
+    with FakeServer(Manners(passing={"row-2"}, end="cancelled")) as server:
+        desk.run(server, retries=2)
+        assert len(server.batches) == 1
+
+
+@pytest.mark.parametrize("manners", DIALECTS)
+@pytest.mark.parametrize("format", ["raw", "jsonl"])
+def test_lines_that_the_server_repeats_count_once(desk: Desk, manners: dict[str, Any], format: str) -> None:
+    with FakeServer(Manners(**manners, repeats=True, failing={"row-4"})) as server:
+        outcome = desk.run(server, format=format)
+    assert (outcome.tally.ok, outcome.tally.failed) == (ROWS - 1, 1)
+    assert desk.ids() == (NAMES if format == "jsonl" else [name for name in NAMES if name != "row-4"])
+
+
 class Crash(BaseException):
     """Stands for the end of the process: nothing catches it."""
 
 
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("format", ["raw", "jsonl", "csv"])
+def test_a_crash_around_any_rename_is_survived(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str, after: bool
+) -> None:
+    """Also those by which the output is put in place. The server repeats lines, so that the raw output is made too."""
+    replace, moment, crashed = Path.replace, 0, True
+    while crashed:
+        crashed, left = False, moment
+        folder = tmp_path / str(moment)
+        folder.mkdir()
+        desk = Desk(folder)
+
+        def crashing(self: Path, target: Path) -> Path:
+            nonlocal left, crashed
+            if left == 0:
+                crashed = True
+                if after:
+                    replace(self, target)
+                raise Crash
+            left -= 1
+            return replace(self, target)
+
+        with FakeServer(Manners(failing={"row-3"}, passing={"row-5"}, repeats=True)) as server:
+            monkeypatch.setattr(Path, "replace", crashing)
+            try:
+                desk.run(server, retries=1, format=format)
+            except Crash:
+                monkeypatch.setattr(Path, "replace", replace)
+                assert desk.run(server, retries=1, format=format).tally.failed == 1
+            monkeypatch.setattr(Path, "replace", replace)
+            assert len(server.batches) == 2
+        if format == "csv":
+            rows = list(csv.DictReader(desk.output.open()))
+            assert [row["custom_id"] for row in rows] == NAMES
+            assert [row["custom_id"] for row in rows if row["status"] == "failed"] == ["row-3"]
+        elif format == "jsonl":
+            assert desk.ids() == NAMES
+        else:
+            assert desk.ids() == [name for name in NAMES if name != "row-3"]
+            assert desk.failed_ids() == ["row-3"]
+        moment += 1
+    assert moment > 6
+
+
 @pytest.mark.parametrize("manners", DIALECTS)
-@pytest.mark.parametrize("files", [1, 2])
+@pytest.mark.parametrize(("files", "format", "own_retry"), [(1, "raw", True), (2, "raw", False), (1, "jsonl", False)])
 def test_a_crash_around_any_save_is_survived(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, manners: dict[str, Any], files: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    manners: dict[str, Any],
+    files: int,
+    format: str,
+    own_retry: bool,
 ) -> None:
     """Kill the job before and after every single write of its state; each time the next run must finish the job."""
     save = JobFolder.save
@@ -242,17 +347,21 @@ def test_a_crash_around_any_save_is_survived(
                 left -= 1
                 save(self, state)
 
-            with FakeServer(Manners(**manners, failing={"row-3", "more-0"})) as server:
+            hopeless: set[str] = set() if own_retry else {"row-3", "more-0"}
+            troubles: dict[str, Any] = {"failing": hopeless, "passing": {"row-5"}, "retries": own_retry}
+            with FakeServer(Manners(**manners, **troubles)) as server:
                 monkeypatch.setattr(JobFolder, "save", crashing)
                 try:
-                    desk.run(server)
+                    desk.run(server, retries=1, format=format)
                 except Crash:
                     monkeypatch.setattr(JobFolder, "save", save)
-                    desk.run(server)
+                    outcome = desk.run(server, retries=1, format=format)
+                    assert outcome.tally.failed == len(hopeless & set(NAMES)) + (files - 1)
                 monkeypatch.setattr(JobFolder, "save", save)
-                assert len(server.batches) == files
+                assert len(server.batches) == files + (not own_retry)
             names = NAMES + [f"more-{number}" for number in range(5)] * (files - 1)
-            assert sorted(desk.ids() + desk.failed_ids()) == sorted(names)
+            failed = desk.failed_ids() if desk.errors.exists() else []
+            assert sorted(desk.ids() + failed) == sorted(names)
         moment += 1
     assert moment > 4
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from batchery.client.errors import UnexpectedAnswerError
-from batchery.client.http import read_error
+from batchery.client.exchange import read_error
 from batchery.client.objects import Usage, read_batch, read_batches, read_file_id
 
 

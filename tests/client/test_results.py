@@ -8,10 +8,16 @@ from typing import Any
 
 import pytest
 
+from batchery.client.index import ResultIndex
 from batchery.client.objects import Usage
-from batchery.client.results import judge, tally
+from batchery.client.results import Tally, judge
 
 RATE = {"message": "slow\ndown", "type": "rate_limit_error", "code": None}
+
+
+def tally(rows: int, paths: list[Path]) -> Tally:
+    with ResultIndex(paths[0].parent / "index", paths) as index:
+        return index.tally(rows)
 
 
 @pytest.mark.parametrize(
@@ -35,19 +41,23 @@ def test_judge(record: dict[str, Any], verdict: tuple[int | None, str | None, st
     assert judge(record) == verdict
 
 
+def name(prefix: str, *records: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"custom_id": f"{prefix}{number}", **record} for number, record in enumerate(records)]
+
+
 def test_tally_counts_rows_tokens_and_reasons(tmp_path: Path) -> None:
     good = {"response": {"status_code": 200, "body": {"usage": {"prompt_tokens": 3, "completion_tokens": 4}}}}
     plain = {"response": {"status_code": 200, "body": {"usage": {"input_tokens": 10, "output_tokens": 20}}}}
     bad = {"response": {"status_code": 429, "body": {"error": RATE}}}
     late = {"response": None, "error": {"code": "batch_expired", "message": "too late"}}
-    (tmp_path / "out").write_text("".join(json.dumps(r) + "\n" for r in (good, good, plain)))
-    (tmp_path / "err").write_text("".join(json.dumps(r) + "\n" for r in (bad, late, bad)) + "not json\n")
+    (tmp_path / "out").write_text("".join(json.dumps(r) + "\n" for r in name("a", good, good, plain)))
+    (tmp_path / "err").write_text("".join(json.dumps(r) + "\n" for r in name("b", bad, late, bad)) + "not json\n")
     found = tally(9, [tmp_path / "out", tmp_path / "err", tmp_path / "none"])
     assert (found.rows, found.ok, found.failed, found.not_run) == (9, 3, 3, 3)
     assert found.usage == Usage(16, 28)
     assert [(r.rows, r.text) for r in found.reasons] == [
         (2, "429 rate_limit_error: slow down"),
-        (1, "unreadable_result: the server sent a line that is not JSON"),
+        (1, "unreadable_result: the server sent a line that is not a result"),
     ]
     assert tally(1, [tmp_path / "none"]).usage is None
 

@@ -1,4 +1,5 @@
-"""The `batchery` command: it only gathers the subcommands, each of which is the function of its module's name.
+"""The `batchery` command: it only gathers the subcommands, each of which is the function of its module's name, or,
+where it has subcommands of its own, that module's `group`.
 
 Only the module of the subcommand that is asked for is imported, so that a worker is at work again a moment after a
 crash; what is heavy (the web framework, the database) the modules import inside their functions.
@@ -15,7 +16,37 @@ import typer
 
 from batchery import __version__
 
-COMMANDS = ("run", "serve", "worker", "simulate")
+COMMANDS = (
+    "run",
+    "stream",
+    "watch",
+    "status",
+    "results",
+    "retry",
+    "cancel",
+    "receipt",
+    "check",
+    "estimate",
+    "prepare",
+    "split",
+    "merge",
+    "sample",
+    "diff",
+    "stats",
+    "files",
+    "batches",
+    "models",
+    "doctor",
+    "proxy",
+    "completion",
+    "serve",
+    "worker",
+    "keys",
+    "simulate",
+    "llama",
+    "skill",
+    "mcp",
+)
 
 EXIT_USAGE = 1
 """The exit code for a wrong command line; 2, which the parser would use, says that an input file is invalid."""
@@ -45,6 +76,9 @@ def build(names: Iterable[str] = COMMANDS) -> typer.Typer:
     app.callback()(_root)
     for name in names:
         module = importlib.import_module(f"batchery.cli.{name}")
+        if hasattr(module, "group"):
+            app.add_typer(module.group, name=name)
+            continue
         app.command(
             name, epilog=getattr(module, "EPILOG", None), context_settings=getattr(module, "CONTEXT_SETTINGS", None)
         )(getattr(module, name))

@@ -13,6 +13,9 @@ from pydantic_settings import SettingsError
 from batchery.server.settings import CONFIG_FILE, Settings
 from batchery.upstreams.http import HttpUpstream, InvalidUpstreamError
 
+WITHOUT_FLAG = ("prices",)
+"""Settings that are tables in the settings file, or JSON in the environment; what is said of them names the place."""
+
 
 def fail(message: str, code: int = 1) -> NoReturn:
     """End the command with a message on stderr."""
@@ -20,11 +23,12 @@ def fail(message: str, code: int = 1) -> NoReturn:
     raise typer.Exit(code)
 
 
-def read_settings(config: Path | None, **flags: Any) -> Settings:
+def read_settings(config: Path | None, *, needs_upstream: bool = True, **flags: Any) -> Settings:
     """The settings from flags, environment, file and defaults; a flag that is None was not given.
 
     Args:
         config: the file; None for `batchery.toml` in the current folder, which need not be there.
+        needs_upstream: whether an upstream must be named; it is empty where none is, and then not used.
         flags: settings by name.
 
     Raises:
@@ -38,8 +42,11 @@ def read_settings(config: Path | None, **flags: Any) -> Settings:
     class FromFile(Settings):
         config_file: ClassVar[Path] = file
 
+    class WithoutUpstream(FromFile):
+        upstream: str = ""
+
     try:
-        return FromFile(**given)
+        return (FromFile if needs_upstream else WithoutUpstream)(**given)
     except ValidationError as error:
         problems = []
         for item in error.errors():
@@ -50,7 +57,8 @@ def read_settings(config: Path | None, **flags: Any) -> Settings:
             elif item["type"] == "extra_forbidden":
                 problems.append(f"{name!r} in {file} is not a setting")
             else:
-                problems.append(f"{flag}: {item['msg'].removeprefix('Value error, ')}")
+                message = item["msg"].removeprefix("Value error, ")
+                problems.append(message if name in WITHOUT_FLAG else f"{flag}: {message}")
         fail("; ".join(problems))
     except (SettingsError, ValueError) as error:
         fail(f"{file} or the environment cannot be read: {error}")
@@ -68,6 +76,8 @@ def open_upstream(settings: Settings) -> HttpUpstream:
         if not key:
             fail(f"--upstream-key-env names {settings.upstream_key_env}, but that environment variable is not set")
     try:
-        return HttpUpstream(settings.upstream, key=key, timeout=settings.request_timeout)
+        return HttpUpstream(
+            settings.upstream, key=key, timeout=settings.request_timeout, metrics=settings.upstream_metrics
+        )
     except InvalidUpstreamError as error:
         fail(str(error))

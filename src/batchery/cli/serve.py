@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import resource
+import shlex
 import signal
 import socket
 import sys
@@ -15,8 +18,10 @@ import typer
 
 if TYPE_CHECKING:
     from batchery.server.settings import Settings
-    from batchery.store.blobs import BlobStore
     from batchery.store.database import Database
+
+MAX_FILES = 1 << 20
+"""Open files that a process asks for at most; without a limit of the system's, some systems refuse."""
 
 UPLOAD_EXPIRY = 30 * 86_400
 """Seconds that an upload is kept when its sender names no other time, as OpenAI does."""
@@ -31,7 +36,8 @@ Examples:
   batchery serve --upstream http://gpu:8000 --data-dir /var/lib/batchery --completion-windows 24h,1h,30m
 
 Every option is also an environment variable (BATCHERY_UPSTREAM, BATCHERY_DATA_DIR, ...) and a key of batchery.toml in
-the current folder (or of the file that --config names); an option beats the variable, which beats the file.
+the current folder (or of the file that --config names); an option beats the variable, which beats the file. The table
+of prices, for estimates, has no option: it is [prices."MODEL"] in the file, or JSON in BATCHERY_PRICES.
 """
 
 
@@ -51,7 +57,28 @@ def serve(
         str | None, typer.Option(help="The environment variable that holds the inference server's key.")
     ] = None,
     max_in_flight: Annotated[
-        int | None, typer.Option(help="Requests at the upstream at once.", show_default="256")
+        int | None, typer.Option(help="Requests at the upstream at once.", show_default="as many as serve best")
+    ] = None,
+    requests_per_minute: Annotated[
+        int | None, typer.Option(help="Requests sent to the upstream in any minute.", show_default="no limit")
+    ] = None,
+    tokens_per_minute: Annotated[
+        int | None, typer.Option(help="Tokens, in and out, in any minute.", show_default="no limit")
+    ] = None,
+    yield_to_interactive: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the inference server to leave to others while their requests wait there, 0 to 1.",
+            show_default="0.5, or 0 with --max-in-flight",
+        ),
+    ] = None,
+    upstream_metrics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|off|URL",
+            help="Where the inference server's own metrics are, which say whether requests wait there.",
+            show_default="auto: at /metrics",
+        ),
     ] = None,
     request_timeout: Annotated[
         float | None, typer.Option(help="Seconds that one request may take at the upstream.", show_default="600")
@@ -77,11 +104,24 @@ def serve(
     max_requests: Annotated[
         int | None, typer.Option(help="The most requests in one file.", show_default="50000")
     ] = None,
+    max_uploads: Annotated[
+        int | None, typer.Option(help="Uploads taken in at a time; more are told to come back.", show_default="64")
+    ] = None,
+    max_downloads: Annotated[
+        int | None, typer.Option(help="Files sent at a time; more are told to come back.", show_default="256")
+    ] = None,
     database: Annotated[
         str | None, typer.Option(help="Another database than the data folder's: postgresql://user@host/name.")
     ] = None,
     store: Annotated[
         str | None, typer.Option(help="Another blob store than the data folder's: s3://bucket/prefix.")
+    ] = None,
+    webhook_networks: Annotated[
+        str | None,
+        typer.Option(
+            help="Networks that webhooks may go to besides the public internet, such as 10.0.0.0/8,127.0.0.1,::1.",
+            show_default="none",
+        ),
     ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.", show_default="info")] = None,
     config: Annotated[
@@ -104,6 +144,10 @@ def serve(
         upstream=upstream,
         upstream_key_env=upstream_key_env,
         max_in_flight=max_in_flight,
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
+        yield_to_interactive=yield_to_interactive,
+        upstream_metrics=upstream_metrics,
         request_timeout=request_timeout,
         completion_windows=completion_windows,
         cancel_grace=cancel_grace,
@@ -111,17 +155,16 @@ def serve(
         max_file_bytes=max_file_bytes,
         max_line_bytes=max_line_bytes,
         max_requests=max_requests,
+        max_uploads=max_uploads,
+        max_downloads=max_downloads,
         database=database,
         store=store,
+        webhook_networks=webhook_networks,
         log_level=log_level,
     )
-    if not settings.is_loopback:
-        fail(
-            f"--host {settings.host} can be reached from other machines, and this server has no API keys yet. "
-            "Listen on 127.0.0.1, and put a reverse proxy that asks for a key in front of it."
-        )
     open_upstream(settings)
     logs.configure(settings.log_level, "server")
+    _raise_file_limit()
     lock = None
     try:
         settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)  # prompts are nobody else's business
@@ -135,6 +178,35 @@ def serve(
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         code = runner.run(_serve(settings, lock, exit_with_stdin))
     raise typer.Exit(code)
+
+
+def _raise_file_limit() -> None:
+    """Let this process, and the worker that it starts, have as many open files and connections as it may have."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if most == resource.RLIM_INFINITY else min(most, MAX_FILES)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+
+
+async def _has_key(database: Database) -> bool:
+    """Whether there is a key that somebody could come with."""
+    from batchery.store import api_keys  # noqa: PLC0415
+
+    async with database.read() as connection:
+        return bool(await api_keys.active(connection))
+
+
+def _keyless(settings: Settings) -> str:
+    """What to say when nobody could use the server, or everybody."""
+    import sqlalchemy as sa  # noqa: PLC0415
+
+    where = f"--data-dir {shlex.quote(str(settings.data_dir))}"
+    if settings.database is not None:
+        where = f"--database {shlex.quote(sa.make_url(settings.database).render_as_string())}"
+    return (
+        f"batchery: --host {settings.host} can be reached from other machines, and there is no API key to keep others "
+        f"out. Make one with 'batchery keys create {where}' and start this again, or listen on 127.0.0.1."
+    )
 
 
 def _port(settings: Settings) -> int:
@@ -169,6 +241,10 @@ async def _serve(settings: Settings, lock: object, exit_with_stdin: bool) -> int
     blobs = open_folder(settings.data_dir / "blobs") if settings.store is None else open_url(settings.store)
     try:
         await database.migrate()
+        if not (settings.is_loopback or await _has_key(database)):
+            typer.echo(_keyless(settings), err=True)
+            await database.close()
+            return 1
     except StoreError as error:
         typer.echo(f"batchery: the database cannot be used: {error}", err=True)
         return 1
@@ -177,6 +253,7 @@ async def _serve(settings: Settings, lock: object, exit_with_stdin: bool) -> int
     supervisor = Supervisor(_environment(settings), lock, config if config.is_file() else None)
     await supervisor.start()  # before the web framework is imported, so that work goes on at once after a crash
 
+    from batchery.engine.orphans import Orphans  # noqa: PLC0415
     from batchery.server.app import create_app  # noqa: PLC0415
     from batchery.server.context import Context  # noqa: PLC0415
     from batchery.server.http import serve_http  # noqa: PLC0415
@@ -188,13 +265,20 @@ async def _serve(settings: Settings, lock: object, exit_with_stdin: bool) -> int
             blobs=blobs,
             limits=settings.limits,
             windows=settings.windows,
+            prices=settings.price_list,
+            may_be_open=settings.is_loopback,
+            max_uploads=settings.max_uploads,
+            max_downloads=settings.max_downloads,
             file_expiry=UPLOAD_EXPIRY,
             wake=supervisor.wake,
             list_models=upstream.models,
+            webhook_networks=settings.allowed_networks,
+            stopping=stop,
         )
     )
     listening = asyncio.create_task(_stop_with_stdin(stop)) if exit_with_stdin else None
-    sweeping = asyncio.create_task(_sweep(database, blobs, started)) if lock is not None else None
+    orphans = Orphans(database, blobs, alone=lock is not None and settings.store is None)
+    sweeping = asyncio.create_task(orphans.run(started))
     try:
         await serve_http(app, settings.host, settings.port, stop, lambda: _ready(settings))
     finally:
@@ -230,23 +314,3 @@ async def _stop_with_stdin(stop: asyncio.Event) -> None:
     while await reader.read(4096):
         pass
     stop.set()
-
-
-async def _sweep(database: Database, blobs: BlobStore, started: float) -> None:
-    """Remove what a crash has left of files that nothing refers to."""
-    import structlog  # noqa: PLC0415
-
-    from batchery.store import files  # noqa: PLC0415
-    from batchery.store.errors import StoreError  # noqa: PLC0415
-
-    try:
-        old = await blobs.older_than(started)
-        async with database.read() as connection:
-            wanted = await files.blob_keys(connection)
-        remnants = [key for key in old if key not in wanted]
-        await blobs.remove_files(remnants)
-    except (StoreError, OSError) as error:
-        structlog.get_logger().warning("remnants of a crash could not be swept", reason=str(error))
-    else:
-        if remnants:
-            structlog.get_logger().info("remnants of a crash were swept", files=len(remnants))

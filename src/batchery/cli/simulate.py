@@ -47,9 +47,27 @@ def simulate(
         str, typer.Option(rich_help_panel=_WHAT, help="Time that each completion token adds to an answer: 2ms.")
     ] = "0",  # noqa: S107 — tokens of text, not a secret
     concurrency: Annotated[
-        int,
-        typer.Option(min=0, rich_help_panel=_WHAT, help="Requests worked on at once; more wait in order. 0: no limit."),
-    ] = 256,
+        str,
+        typer.Option(
+            rich_help_panel=_WHAT,
+            help="Requests worked on at once; more wait in order. 0: no limit. Or as it changes: 256@0s,64@20s.",
+        ),
+    ] = "256",
+    slowdown: Annotated[
+        float,
+        typer.Option(
+            min=0, rich_help_panel=_WHAT, help="How much longer it takes with all slots taken: 1 for twice as long."
+        ),
+    ] = 0.0,
+    interactive: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RATE",
+            rich_help_panel=_WHAT,
+            help="Requests a second that others send to the same slots: 20, or 0@0s,50@10s.",
+            show_default="none",
+        ),
+    ] = None,
     max_queue: Annotated[
         int | None,
         typer.Option(
@@ -69,6 +87,18 @@ def simulate(
     dimensions: Annotated[
         int, typer.Option(rich_help_panel=_WHAT, help="Numbers in an embedding where the request does not say.")
     ] = 8,
+    prefix_cache: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            rich_help_panel=_WHAT,
+            help="Blocks of 16 tokens in the prefix cache, which usage reports as cached_tokens. 0: no cache.",
+        ),
+    ] = 0,
+    uncached_latency: Annotated[
+        str,
+        typer.Option(rich_help_panel=_WHAT, help="Time that each prompt token adds that is not in the cache: 0.1ms."),
+    ] = "0",
     models: Annotated[
         str | None,
         typer.Option(
@@ -159,7 +189,9 @@ def simulate(
         behaviour = Behaviour(
             latency=_read("--latency", options.parse_latency, latency),
             token_latency=_read("--token-latency", options.parse_duration, token_latency),
-            concurrency=concurrency,
+            concurrency=_read("--concurrency", options.parse_concurrency, concurrency),
+            slowdown=slowdown,
+            interactive=() if interactive is None else _read("--interactive", options.parse_schedule, interactive),
             max_queue=max_queue,
             tokens=_read("--tokens", options.parse_tokens, tokens),
             dimensions=dimensions,
@@ -172,6 +204,8 @@ def simulate(
             fail_attempts=fail_attempts,
             retry_after=_read("--retry-after", options.parse_retry_after, retry_after),
             outages=_read("--outage", options.parse_outages, outage or ()),
+            prefix_cache=prefix_cache,
+            uncached_latency=_read("--uncached-latency", options.parse_duration, uncached_latency),
             line_separator=line_separator,
             models=() if models is None else _read("--models", options.parse_models, models),
             seed=seed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -30,7 +31,33 @@ def worker(
     upstream_key_env: Annotated[
         str | None, typer.Option(help="The environment variable that holds the inference server's key.")
     ] = None,
-    max_in_flight: Annotated[int | None, typer.Option(help="Requests at the upstream at once.")] = None,
+    max_in_flight: Annotated[
+        int | None, typer.Option(help="Requests at the upstream at once.", show_default="as many as serve best")
+    ] = None,
+    requests_per_minute: Annotated[
+        int | None, typer.Option(help="Requests that this worker sends in any minute.", show_default="no limit")
+    ] = None,
+    tokens_per_minute: Annotated[
+        int | None, typer.Option(help="Tokens, in and out, in any minute.", show_default="no limit")
+    ] = None,
+    yield_to_interactive: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the inference server to leave to others while their requests wait there, 0 to 1.",
+            show_default="0.5, or 0 with --max-in-flight",
+        ),
+    ] = None,
+    upstream_metrics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|off|URL",
+            help="Where the inference server's own metrics are, which say whether requests wait there.",
+            show_default="auto: at /metrics",
+        ),
+    ] = None,
+    webhook_networks: Annotated[
+        str | None, typer.Option(help="Networks that webhooks may go to besides the public internet.")
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="The file with settings.", show_default="batchery.toml, if it is there")
     ] = None,
@@ -58,6 +85,11 @@ def worker(
         upstream=upstream,
         upstream_key_env=upstream_key_env,
         max_in_flight=max_in_flight,
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
+        yield_to_interactive=yield_to_interactive,
+        upstream_metrics=upstream_metrics,
+        webhook_networks=webhook_networks,
     )
     logs.configure(settings.log_level, "worker")
 
@@ -71,9 +103,13 @@ def worker(
             upstream,
             WorkerSettings(
                 max_in_flight=settings.max_in_flight,
+                requests_per_minute=settings.requests_per_minute,
+                tokens_per_minute=settings.tokens_per_minute,
+                yield_share=settings.yield_share,
                 cancel_grace=settings.cancel_grace,
                 stop_grace=settings.stop_grace,
                 alone=alone,
+                webhook_networks=settings.allowed_networks,
             ),
         )
         loop = asyncio.get_running_loop()
@@ -86,6 +122,9 @@ def worker(
         await upstream.close()
         await database.close()
 
+    # What has been made so far stays, and what requests leave has no cycles, so looking for some is rarely worth it.
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main(settings))
 

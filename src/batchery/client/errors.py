@@ -3,6 +3,7 @@
     ClientError
     ├── SettingsError            an option, a path or an environment variable is wrong; nothing was sent
     ├── InputError               an input has bad lines; nothing was sent
+    ├── OverCostError            it would cost more than it may, or nobody knows what it costs; nothing was sent
     ├── ResumeError              what was saved and what is asked for now do not agree; nothing was sent
     ├── ConnectionLostError      the server could not be reached for longer than the client is patient; resumable
     │   └── BrokenOffError       a body ended too early; what came before is good, and the rest can be asked for
@@ -58,6 +59,10 @@ class InputError(ClientError):
         super().__init__(f"{count} problem{'s' if count != 1 else ''} in the input; nothing was sent")
         self.problems = problems
         self.count = count
+
+
+class OverCostError(ClientError):
+    """The job would cost more than it may, or nobody knows what it costs."""
 
 
 class ResumeError(ClientError):

@@ -11,29 +11,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
 
 import msgspec
 from pyreqwest.client import SyncClient, SyncClientBuilder
-from pyreqwest.exceptions import ClientClosedError, PyreqwestError, RequestError
+from pyreqwest.exceptions import ClientClosedError
 from pyreqwest.multipart import FormBuilder, PartBuilder
 from pyreqwest.request import SyncRequestBuilder
 from pyreqwest.response import SyncResponse
 
 from batchery import __version__
-from batchery.client.errors import (
-    ApiError,
-    BrokenOffError,
-    ClientError,
-    ConnectionLostError,
-    DetachedError,
-    UnexpectedAnswerError,
-    error_for_status,
-)
+from batchery.client.errors import ApiError, ConnectionLostError, DetachedError
+from batchery.client.events import Event, read_events
+from batchery.client.exchange import Content, TryFailedError, exchange, opened, retry_after
 from batchery.client.objects import Batch, read_batch, read_batches, read_file_id
-from batchery.client.retry import Failure, Patience, parse_retry_after, pause_before_retry
+from batchery.client.retry import Patience, pause_before_retry
 from batchery.client.server import Server
 
 CONNECT_TIMEOUT = timedelta(seconds=5)
@@ -54,38 +48,19 @@ class Readable(Protocol):
 
 OpenFile = Callable[[], AbstractContextManager[Readable]]
 
-_decode = msgspec.json.Decoder().decode
 
-
-class Content:
-    """The body of a file on its way.
+class Look(msgspec.Struct, frozen=True):
+    """A look at a batch.
 
     Attributes:
-        last_line: `X-Last-Line`, lines from the start of the file to the end of this body; None on a server that does
-            not number lines.
-        incomplete: `X-Incomplete`: the file is still growing, or this body is only a part of it.
+        value: the decoded answer, for `read_batch`.
+        heeded: the server says that it heeded the wish to wait.
+        advice: seconds after which the server wants to be asked again, where it says so.
     """
 
-    def __init__(self, response: SyncResponse) -> None:
-        last_line = response.get_header("x-last-line")
-        self.last_line = int(last_line) if last_line and last_line.isdecimal() else None
-        self.incomplete = (response.get_header("x-incomplete") or "").lower() == "true"
-        self._reader = response.body_reader
-
-    def chunks(self) -> Iterator[bytes]:
-        """The bytes as they arrive.
-
-        Raises:
-            BrokenOffError: the body ended too early; what came before is good.
-            DetachedError: the client was closed.
-        """
-        try:
-            while (chunk := self._reader.read_chunk()) is not None:
-                yield bytes(chunk)
-        except ClientClosedError:
-            raise DetachedError("stopped while reading results") from None
-        except RequestError as error:
-            raise BrokenOffError(f"the results broke off: {_cause(error)}") from None
+    value: Any
+    heeded: bool = False
+    advice: float | None = None
 
 
 class Api:
@@ -110,6 +85,11 @@ class Api:
         self._closed.set()
         for client in (self._client, self._upload_client):
             client.close()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed."""
+        return self._closed.is_set()
 
     def pause(self, seconds: float) -> None:
         """Wait, unless the client is closed meanwhile.
@@ -164,7 +144,7 @@ class Api:
 
         def attempt() -> Batch:
             request = self._request(self._client, "POST", "/batches").header("Idempotency-Key", key)
-            return read_batch(_exchange(request.header("Content-Type", "application/json").body_bytes(body))[0])
+            return read_batch(exchange(request.header("Content-Type", "application/json").body_bytes(body))[0])
 
         return self._try(attempt, "creating the batch", before_retry=lambda: self.find_batch(tag))
 
@@ -185,19 +165,92 @@ class Api:
             after = page[-1].id
         return None
 
-    def get_batch(self, batch_id: str, wait: int = 0) -> tuple[Any, bool]:
+    def get_batch(self, batch_id: str, wait: int = 0) -> Look:
         """`GET /batches/{id}`.
 
         Args:
             batch_id: which.
             wait: ask the server to hold its answer until something changes, at most so many seconds; 0 for at once.
-
-        Returns:
-            The decoded answer, for `read_batch`, and whether the server says that it heeded the wish to wait.
         """
         headers = {"Prefer": f"wait={wait}"} if wait else {}
-        value, response = self._get(f"/batches/{quote(batch_id, safe='')}", "asking for the batch", headers=headers)
-        return value, "wait" in (response.get_header("preference-applied") or "").lower()
+        value, response = self._get(_batch(batch_id), "asking for the batch", headers=headers)
+        heeded = "wait" in (response.get_header("preference-applied") or "").lower()
+        return Look(value, heeded, retry_after(response))
+
+    def retry_batch(self, batch_id: str) -> Batch:
+        """`POST /batches/{id}/retry`: run what has not succeeded again. Tried once only, since a try whose answer was
+        lost may have been heard.
+
+        Raises:
+            ApiError: the server cannot (404 or 405), or there is nothing to run (400), or it runs already (409).
+        """
+        return read_batch(self.call("POST", _batch(batch_id, "/retry"), "running a batch again", once=True))
+
+    def cancel_batch(self, batch_id: str) -> Batch:
+        """`POST /batches/{id}/cancel`; doing it again does no harm."""
+        return read_batch(self.call("POST", _batch(batch_id, "/cancel"), "cancelling the batch"))
+
+    @contextmanager
+    def events(self, batch_id: str, last_id: str) -> Iterator[Iterator[Event] | None]:
+        """`GET /batches/{id}/events`, as it comes; None where the server has no such thing, or no more to tell.
+
+        Args:
+            batch_id: which.
+            last_id: the last event that was seen, to go on behind it; empty to begin.
+        """
+
+        def attempt() -> tuple[ExitStack, SyncResponse]:
+            request = self._request(self._client, "GET", _batch(batch_id, "/events"))
+            request = request.header("Accept", "text/event-stream").streamed_read_buffer_limit(0)
+            if last_id:
+                request = request.header("Last-Event-ID", last_id)
+            with ExitStack() as stack:
+                response = stack.enter_context(opened(request))
+                return stack.pop_all(), response
+
+        stack, response = self._try(attempt, "following the batch")
+        with stack:
+            kind = (response.get_header("content-type") or "").lower()
+            is_stream = response.status == 200 and kind.startswith("text/event-stream")
+            yield read_events(Content(response).chunks()) if is_stream else None
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        doing: str,
+        *,
+        query: dict[str, str] | None = None,
+        body: Any = None,
+        headers: dict[str, str] | None = None,
+        once: bool = False,
+    ) -> Any:
+        """Any call that is answered with JSON or with nothing.
+
+        Args:
+            method: of HTTP.
+            path: behind the base URL.
+            doing: what is being done, for messages.
+            query, headers: of the request.
+            body: sent as JSON, if given.
+            once: do not try again, whatever happens.
+
+        Returns:
+            The decoded answer; None for an empty one.
+        """
+
+        def build() -> SyncRequestBuilder:
+            request = self._request(self._client, method, path).query(query or {}).headers(headers or {})
+            if body is not None:
+                request = request.header("Content-Type", "application/json").body_bytes(msgspec.json.encode(body))
+            return request
+
+        return self._json(build, doing, once=once)[0]
+
+    def models(self) -> tuple[Any, str | None]:
+        """`GET /models`: the decoded answer, and the server's `Date`."""
+        value, response = self._get("/models", "asking for the models")
+        return value, response.get_header("date")
 
     @contextmanager
     def content(self, file_id: str, after: int = 0) -> Iterator[Content]:
@@ -215,7 +268,7 @@ class Api:
             if after:
                 request = request.query({"offset": str(after), "skip": str(after)})
             with ExitStack() as stack:
-                response = stack.enter_context(_opened(request))
+                response = stack.enter_context(opened(request))
                 return stack.pop_all(), response
 
         stack, response = self._try(attempt, "fetching results")
@@ -230,8 +283,10 @@ class Api:
 
         return self._json(build, doing)
 
-    def _json(self, build: Callable[[], SyncRequestBuilder], doing: str) -> tuple[Any, SyncResponse]:
-        return self._try(lambda: _exchange(build()), doing)
+    def _json(
+        self, build: Callable[[], SyncRequestBuilder], doing: str, *, once: bool = False
+    ) -> tuple[Any, SyncResponse]:
+        return self._try(lambda: exchange(build()), doing, once=once)
 
     def _request(self, client: SyncClient, method: str, path: str) -> SyncRequestBuilder:
         request = client.request(method, self.server.base_url + path)
@@ -239,14 +294,22 @@ class Api:
             request = request.header("Authorization", f"Bearer {self.server.api_key}", is_sensitive=True)
         return request
 
-    def _try(self, attempt: Callable[[], T], doing: str, before_retry: Callable[[], T | None] | None = None) -> T:
+    def _try(
+        self,
+        attempt: Callable[[], T],
+        doing: str,
+        before_retry: Callable[[], T | None] | None = None,
+        *,
+        once: bool = False,
+    ) -> T:
         """Call `attempt` until it succeeds, fails for good, or patience ends.
 
         Args:
-            attempt: one try; fails with `_TryFailedError`.
+            attempt: one try; fails with `TryFailedError`.
             doing: what is being done, for the message of a lost connection.
             before_retry: called before each further try whose forerunner may have been heard; what it returns, if
                 anything, is the answer.
+            once: never try again.
         """
         began, tries = time.monotonic(), 0
         while True:
@@ -256,7 +319,7 @@ class Api:
                 result = attempt()
             except ClientClosedError:
                 raise DetachedError(f"stopped while {doing}") from None
-            except _TryFailedError as failed:
+            except TryFailedError as failed:
                 failure, error, tries = failed.failure, failed.error, tries + 1
             else:
                 self._answered = True
@@ -270,7 +333,7 @@ class Api:
                 jitter=random.random(),  # noqa: S311 - spreads retries, guards nothing
             )
             self._answered = self._answered or failure.status is not None
-            if pause is None:
+            if pause is None or once:
                 if failure.status is None:
                     raise ConnectionLostError(f"{doing} at {self.server.base_url} failed: {error}")
                 raise error
@@ -278,15 +341,6 @@ class Api:
             unheard = failure.status is not None and failure.status < 500
             if before_retry is not None and not unheard and (found := before_retry()) is not None:
                 return found
-
-
-class _TryFailedError(Exception):
-    """One try failed: how, for the decision to retry, and with what, for the caller if there is none."""
-
-    def __init__(self, failure: Failure, error: ClientError) -> None:
-        super().__init__(str(error))
-        self.failure = failure
-        self.error = error
 
 
 def _builder(server: Server) -> SyncClientBuilder:
@@ -302,82 +356,8 @@ def _builder(server: Server) -> SyncClientBuilder:
     return builder.no_proxy() if server.is_local else builder
 
 
-@contextmanager
-def _opened(request: SyncRequestBuilder) -> Iterator[SyncResponse]:
-    """Send, and give the answer while its body is still to be read; only a success gets that far."""
-    with ExitStack() as stack:
-        try:
-            response = stack.enter_context(request.build_streamed())
-            body = b"" if response.status < 300 else bytes(response.bytes())
-        except ClientClosedError:
-            raise
-        except RequestError as error:
-            raise _TryFailedError(Failure(), ConnectionLostError(_cause(error))) from None
-        if response.status >= 300:
-            raise _refused(response, body)
-        yield response
-
-
-def _exchange(request: SyncRequestBuilder) -> tuple[Any, SyncResponse]:
-    """Send, and read the whole answer as JSON."""
-    with _opened(request) as response:
-        try:
-            body = bytes(response.bytes())
-        except ClientClosedError:
-            raise
-        except RequestError as error:
-            raise _TryFailedError(Failure(), ConnectionLostError(_cause(error))) from None
-        try:
-            return _decode(body), response
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise UnexpectedAnswerError(
-                f"what answered does not speak the batch API: no JSON, but {_excerpt(body)!r}. Is the base URL right?"
-            ) from None
-
-
-def _refused(response: SyncResponse, body: bytes) -> _TryFailedError:
-    status = response.status
-    advice = (response.get_header("x-should-retry") or "").lower()
-    failure = Failure(
-        status,
-        parse_retry_after(response.get_header("retry-after"), datetime.now(UTC)),
-        {"true": True, "false": False}.get(advice),
-    )
-    if status < 400:
-        location = response.get_header("location") or "another address"
-        text = f"the server redirects to {location}, which is not followed; is that the right base URL?"
-        return _TryFailedError(failure, ApiError(text, status=status))
-    message, code = read_error(body)
-    request_id = response.get_header("x-request-id")
-    asked = "" if request_id is None else f", request {request_id}"
-    text = f"{message or 'the server gave no reason'} (HTTP {status}{asked})"
-    return _TryFailedError(failure, error_for_status(status)(text, status=status, code=code, request_id=request_id))
-
-
-def read_error(body: bytes) -> tuple[str, str | None]:
-    """The message and the code of an error answer in any of the shapes that servers use; plain text is a message."""
-    try:
-        value = _decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return _excerpt(body), None
-    if isinstance(value, dict):
-        value = value.get("error", value.get("detail", value.get("message", value)))
-    if isinstance(value, dict):
-        code = value.get("code") or value.get("type")
-        message = value.get("message")
-        return message if isinstance(message, str) else _excerpt(body), code if isinstance(code, str) else None
-    return value if isinstance(value, str) else _excerpt(body), None
-
-
-def _excerpt(body: bytes) -> str:
-    return " ".join(body[:1000].decode("utf-8", "replace").split())[:300]
-
-
-def _cause(error: PyreqwestError) -> str:
-    """The innermost cause, which says more than `error sending request`."""
-    details = getattr(error, "details", None)
-    causes = details.get("causes") if isinstance(details, dict) else None
-    return causes[-1]["message"] if causes else str(error)
+def _batch(batch_id: str, action: str = "") -> str:
+    return f"/batches/{quote(batch_id, safe='')}{action}"
 
 
 def _pieces(open_file: OpenFile, on_sent: Callable[[int], None]) -> Iterator[bytes]:

@@ -12,21 +12,23 @@ from typing import BinaryIO
 import msgspec
 
 from batchery.client.errors import InputError, InputProblem, ResumeError, SettingsError
+from batchery.wire.file_index import FileIndex
 from batchery.wire.lines import MAX_PROBLEMS, Limits, Problem, read_request
-from batchery.wire.validation import FileIndex, validate
+from batchery.wire.validation import validate
 
 CHUNK = 256 * 1024
 
 
 class Input(msgspec.Struct, frozen=True):
-    """An input file that was found good.
+    """An input file that was found good, or a piece of one.
 
     Attributes:
         path: absolute.
         size: bytes.
-        sha256: of its bytes, in hex.
-        requests: how many it has.
-        url: what its first request is for.
+        sha256: of these bytes, in hex.
+        requests: how many are in them.
+        url: what the first request is for.
+        start: where in the file they begin; 0 unless this is a later piece.
     """
 
     path: str
@@ -34,6 +36,7 @@ class Input(msgspec.Struct, frozen=True):
     sha256: str
     requests: int
     url: str
+    start: int = 0
 
 
 def check_inputs(paths: Sequence[Path], limits: Limits | None = None) -> list[Input]:
@@ -93,13 +96,14 @@ def open_input(path: Path) -> BinaryIO:
 
 
 class VerifiedFile:
-    """An input opened for its upload that lets its last bytes go only if it is still the file that was checked, so that
-    a file changed in between is never sent whole.
+    """An input, or a piece of one, opened for its upload. It lets its last bytes go only if they are still those that
+    were checked, so that what was changed in between is never sent whole.
     """
 
     def __init__(self, source: Input) -> None:
         self._source = source
         self._file = open_input(Path(source.path))
+        self._file.seek(source.start)
         self._digest = hashlib.sha256()
         self._read = 0
 
@@ -115,10 +119,10 @@ class VerifiedFile:
         Raises:
             ResumeError: the file is no longer what it was when it was checked.
         """
-        piece = self._file.read(size)
+        piece = self._file.read(min(size, self._source.size - self._read))
         self._digest.update(piece)
         self._read += len(piece)
-        if self._read > self._source.size or (not piece and self._read < self._source.size):
+        if not piece and self._read < self._source.size:
             raise ResumeError(f"the input {self._source.path} changed its size while it was being sent")
         if self._read == self._source.size and self._digest.hexdigest() != self._source.sha256:
             raise ResumeError(f"the input {self._source.path} was changed after it was checked")
@@ -168,3 +172,10 @@ def _repeated(
                 )
             )
     return problems
+
+
+def megabytes(size: int) -> str:
+    """A size in bytes as people read it."""
+    if size < 1000:
+        return f"{size} bytes"
+    return f"{size / 1000:.0f} kB" if size < 1_000_000 else f"{size / 1_000_000:.1f} MB"

@@ -6,25 +6,27 @@ files themselves (`output`), so a second run of the same job does neither twice.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from batchery.client.errors import BrokenOffError, ConnectionLostError, NotFoundError, ResumeError
+from batchery.client.collect import Collector
+from batchery.client.finish import Unfinished, ask_server, ending, gather, requests_of, sort_rows
+from batchery.client.follow import Follower
 from batchery.client.http import Api
-from batchery.client.inputs import VerifiedFile
-from batchery.client.objects import TAG, Batch, Usage, read_batch
-from batchery.client.output import LineFile
-from batchery.client.results import Tally, tally
-from batchery.client.state import JobFolder, JobState, Landed, Part
+from batchery.client.index import ResultIndex
+from batchery.client.join import InputRow, write_joined, write_raw
+from batchery.client.objects import Batch, Usage
+from batchery.client.results import Tally
+from batchery.client.state import JobFolder, JobState, new_part, sync_folder
+from batchery.client.tap import Tap
+from batchery.client.upload import PARALLEL, Submitter
 
-WAIT = 5  # seconds that a server may hold the answer to a poll
-NEW_BATCH = 60.0  # seconds after its creation in which a batch may still be unknown to a server
-BREAKS = 8  # broken-off bodies in a row without one new line, before the connection counts as lost
-DRAIN = 60.0  # seconds without a new line, before a finished batch's unfinished file is given up
+TICK = 1.0  # seconds between two looks at whether anything came
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -37,6 +39,8 @@ class Progress(msgspec.Struct, frozen=True):
         received: result lines in the output so far.
         sent, size: bytes of the upload so far, and in all.
         finished: nothing more is to come.
+        usage: tokens so far, where the server says.
+        cost: in US dollars so far, where the price is known too.
     """
 
     phase: str
@@ -47,13 +51,15 @@ class Progress(msgspec.Struct, frozen=True):
     sent: int = 0
     size: int = 0
     finished: bool = False
+    usage: Usage | None = None
+    cost: float | None = None
 
 
 class Outcome(msgspec.Struct, frozen=True):
     """How a job ended.
 
     Attributes:
-        batches: one for each input, in order, as the server last reported them.
+        batches: one for each part, in order, as the server last reported them.
         tally: what became of the rows.
         usage: tokens, from the server if it counts them, else from the results; None if neither tells.
         received: result lines that this run added.
@@ -70,46 +76,46 @@ def errors_path(output: Path) -> Path:
     return output.with_name(f"{output.stem}.errors{output.suffix}")
 
 
-def pause_between_polls(previous: float | None, *, changed: bool, local: bool, held: bool) -> float:
-    """Seconds until the next look at a batch.
-
-    Args:
-        previous: the last pause; None before the first.
-        changed: whether the last look showed something new.
-        local: the server is on this machine.
-        held: the server holds its answers until something changes, so that a pause only limits how often that is.
-    """
-    if held:
-        return 0.25 if local else 1.0
-    first, longest = (1.0, 5.0) if local else (5.0, 60.0)
-    return first if changed or previous is None else min(longest, previous * 1.5)
-
-
 class Job:
     """One job, from wherever it stands to its end.
 
     Args:
-        api: the server. Closing it, from any thread, stops the job.
+        api: the server. Closing it, from any thread, stops the job; a job that fails closes it.
         folder: where the state is kept; locked.
         state: the job, new or resumed.
-        output: where successes go; failures go to `errors_path(output)`, if there are any.
-        on_progress: told where the job is, often; from the thread that `run` is called in, or, during an upload, from
-            the HTTP client's.
+        output: where it goes in the state's format; of the raw one, failures go to `errors_path(output)`.
+        on_progress: told where the job is, often, from one thread at a time.
+        say: told in a sentence what the user should know.
+        retries: how often rows that may yet succeed are run again.
+        rows: gives the rows of the inputs, with their own columns; None for finished requests.
+        on_line: given each result line as it lands, one that landed in an earlier run first.
     """
 
     def __init__(
-        self, api: Api, folder: JobFolder, state: JobState, output: Path, on_progress: Callable[[Progress], None]
+        self,
+        api: Api,
+        folder: JobFolder,
+        state: JobState,
+        output: Path,
+        on_progress: Callable[[Progress], None],
+        say: Callable[[str], None] = lambda _: None,
+        *,
+        retries: int = 0,
+        rows: Callable[[], Iterable[InputRow]] | None = None,
+        on_line: Callable[[bytes], None] | None = None,
     ) -> None:
         self._api = api
         self._folder = folder
         self._state = state
-        self._paths = (output, errors_path(output))
+        self._output = output
+        self._retries = retries
+        self._rows = rows or self._finished_requests
         self._on_progress = on_progress
-        self._rows = sum(part.source.requests for part in state.parts)
+        self._say = say
+        self._on_line = on_line
         self._batches: dict[int, Batch] = {}
-        self._answers: dict[int, Any] = {}
-        self._created: dict[int, float] = {}
-        self._server_holds = True
+        self._lock = threading.RLock()
+        self._sent = self._size = self._received = 0
 
     def run(self) -> Outcome:
         """Go on until every batch is terminal and every result is here.
@@ -117,222 +123,221 @@ class Job:
         Raises:
             ClientError: as `batchery.client.errors` lists them. The job can be run again after any of them.
         """
-        self._folder.save(self._state)
-        self._output = _Sink(self._paths[0], self._state.output, self._save)
-        self._errors = _Sink(self._paths[1], self._state.errors, self._save)
-        before = self._output.file.lines + self._errors.file.lines
+        self._save()
+        self._collector = Collector(self._api, self._state, self._save, *self._landing(), self._report)
+        self._tap = None if self._on_line is None else Tap(self._collector, self._on_line)
+        before = self._collector.lines
         try:
-            for index, part in enumerate(self._state.parts):
-                self._upload(part)
-                self._create(index, part)
-            self._follow()
+            self._settle()
+            while self._run_again():
+                self._settle()
+        except BaseException:
+            self._api.close()
+            raise
         finally:
-            self._output.file.close()
-            self._errors.file.close()
+            self._collector.close()
             self._save()
+        counted = self._join()
         self._report(finished=True)
         batches = tuple(self._batches[index] for index in range(len(self._state.parts)))
-        counted = tally(self._rows, self._paths)
-        received = self._output.file.lines + self._errors.file.lines - before
-        return Outcome(batches, counted, _sum_usage(batches) or counted.usage, received)
+        usage = sum_usage(batches) or counted.usage
+        return Outcome(batches, counted, usage, max(0, self._collector.lines - before))
+
+    def _landing(self) -> tuple[Path, Path]:
+        """Where results land: in the output itself where it has that form, else, or once the output has been made of
+        them, in the job's folder.
+        """
+        kept = self._folder.path / "results.jsonl", self._folder.path / "errors.jsonl"
+        direct = {"raw": (self._output, errors_path(self._output)), "jsonl": (self._output, kept[1])}
+        return kept if kept[0].exists() else direct.get(self._state.format, kept)
+
+    def _join(self) -> Tally:
+        """Make the output of what has landed."""
+        self._state.phase = "joining"
+        self._save()
+        landed = self._landing()
+        with self._index(landed) as index:
+            counted = index.tally(self._state.rows)
+            if self._state.format == "raw" and not index.repeats:
+                return counted
+            if landed[0] == self._output:
+                landed = self._keep_landed(landed)
+        # The lines have the same places in the files that they are kept in.
+        with self._index(landed) as index:
+            if self._state.format == "raw":
+                write_raw((self._output, errors_path(self._output)), self._rows(), index)
+            else:
+                write_joined(self._state.format, self._output, self._rows, index)
+        return counted
+
+    def _keep_landed(self, landed: tuple[Path, Path]) -> tuple[Path, Path]:
+        """Put what has landed in the output aside, so that the output can be made of it. The errors go first: once the
+        results are there, both are looked for there.
+        """
+        kept = self._folder.path / "results.jsonl", self._folder.path / "errors.jsonl"
+        for old, new in reversed(list(zip(landed, kept, strict=True))):
+            if old != new and old.exists():
+                temporary = new.with_suffix(".tmp")
+                temporary.unlink(missing_ok=True)
+                try:
+                    temporary.hardlink_to(old)
+                except OSError:  # a file system without links
+                    shutil.copyfile(old, temporary)
+                temporary.replace(new)
+        kept[0].touch()
+        sync_folder(self._folder.path)
+        # What grows again must not grow in the output.
+        return kept
+
+    def _index(self, files: tuple[Path, Path] | None = None) -> ResultIndex:
+        return ResultIndex(self._folder.path / "index.sqlite", files or self._landing())
+
+    def _finished_requests(self) -> Iterator[InputRow]:
+        number = 0
+        for part in self._state.parts:
+            if not part.round:
+                for custom_id, _, _ in requests_of(part.source):
+                    number += 1
+                    yield InputRow(custom_id, number)
+
+    def _run_again(self) -> bool:
+        """Run again what may yet succeed; whether anything runs."""
+        state, batches = self._state, self._batches
+        if any(batch.status == "cancelled" for batch in batches.values()):
+            return False
+        unheard = [n for n, part in enumerate(state.parts) if part.ended == ending(batches[n])]
+        if not unheard and state.round >= self._retries:
+            return False
+        self._collector.sync()
+        with self._index() as index:
+            left = sort_rows(state.parts, batches, index)
+            left = {number: rows for number, rows in left.items() if rows.again}
+            if not left:
+                return False
+            if not unheard:
+                state.round += 1
+            rows = sum(unfinished.again for unfinished in left.values())
+            self._say(f"Running {rows} rows again that may yet succeed (try {state.round} of {self._retries})")
+            gathered = self._ask_servers(left, unheard)
+            pieces = gather(state, gathered, batches, index, self._folder.path / f"retry-{state.round}.jsonl")
+        for number in gathered:
+            state.parts[number].gathered = True
+        for piece in pieces:
+            state.add(new_part(piece, state.endpoint, round=state.round))
+        self._save()
+        return True
+
+    def _ask_servers(self, left: dict[int, Unfinished], unheard: list[int]) -> dict[int, Unfinished]:
+        """Have the server run those batches again in which nothing is hopeless; the parts that it does not."""
+        gathered = {}
+        for number, rows in left.items():
+            part = self._state.parts[number]
+            if rows.hopeless or part.gathered or (unheard and number not in unheard):
+                if not unheard:
+                    gathered[number] = rows
+                continue
+            before = part.errors_before
+            # Heard or not, what it has of errors is fetched from its beginning: mostly that is another file.
+            part.ended, part.errors_before = ending(self._batches[number]), self._collector.errors.lines(number)
+            self._save()
+            if ask_server(self._api, part):
+                part.retried += 1
+                del self._batches[number]
+            else:
+                part.ended, part.errors_before = None, before
+                gathered[number] = rows
+        return gathered
 
     def _save(self) -> None:
-        self._folder.save(self._state)
+        with self._lock:
+            self._folder.save(self._state)
 
-    def _upload(self, part: Part) -> None:
-        if part.file_id is not None or part.batch_id is not None:
-            return
-        source = part.source
-
-        def on_sent(sent: int) -> None:
-            self._on_progress(Progress("uploading", self._rows, sent=sent, size=source.size))
-
-        name = Path(source.path).name
-        part.file_id = self._api.upload(name, source.size, lambda: VerifiedFile(source), part.upload_key, on_sent)
-        self._save()
-
-    def _create(self, index: int, part: Part) -> None:
-        if part.batch_id is not None:
-            return
-        assert part.file_id is not None
-        # An earlier run may have asked for this batch and died before the answer.
-        batch = self._api.find_batch(part.batch_key) if part.create_sent else None
-        if batch is None:
-            part.create_sent = True
-            self._save()
-            batch = self._api.create_batch(
-                file_id=part.file_id,
-                endpoint=part.endpoint,
-                window=self._state.window,
-                metadata={TAG: part.batch_key},
-                key=part.batch_key,
-                tag=part.batch_key,
-            )
-        part.batch_id = batch.id
-        self._save()
-        self._batches[index] = batch
-        self._created[index] = time.monotonic()
-
-    def _follow(self) -> None:
-        live = list(range(len(self._state.parts)))
-        pause: float | None = None
-        while live:
-            hold = self._server_holds and len(live) == 1
-            changed = [self._look(index, WAIT if hold else 0) for index in live]
-            live = [index for index in live if index not in self._batches or not self._batches[index].terminal]
-            self._report()
-            if live:
-                held = hold and self._server_holds
-                pause = pause_between_polls(pause, changed=any(changed), local=self._api.server.is_local, held=held)
-                self._api.pause(pause)
-
-    def _look(self, index: int, wait: int) -> bool:
-        """Ask for one batch, and fetch what it has that is not here; whether anything was new."""
-        part = self._state.parts[index]
-        assert part.batch_id is not None
-        began = time.monotonic()
-        try:
-            answer, heeded = self._api.get_batch(part.batch_id, wait)
-        except NotFoundError:
-            if began - self._created.get(index, -NEW_BATCH) < NEW_BATCH:
-                return False
-            raise
-        changed: bool = answer != self._answers.get(index)
-        self._answers[index] = answer
-        batch = read_batch(answer)
-        if wait and not changed and not heeded and not batch.terminal and time.monotonic() - began < wait / 2:
-            self._server_holds = False
-        if batch.terminal:
-            for file_id, sink in ((batch.output_file_id, self._output), (batch.error_file_id, self._errors)):
-                if file_id is not None:
-                    self._drain(index, part, file_id, sink)
-        elif batch.output_file_id is not None and batch.completed > self._output.lines(index):
-            self._collect_early(index, part, batch.output_file_id)
-        # Only now, so that a batch counts as terminal when its results are here.
-        self._batches[index] = batch
-        return changed
-
-    def _collect_early(self, index: int, part: Part, file_id: str) -> None:
-        """Fetch what a running batch has, from a server that can start after the lines that are here."""
-        if part.numbered is False:
-            return
-        try:
-            self._collect(index, part, file_id, self._output, final=False)
-        except NotFoundError:
-            return  # an id may be given out before there is a file
-
-    def _drain(self, index: int, part: Part, file_id: str, sink: _Sink) -> None:
-        """Fetch a finished batch's file to its end."""
-        lines, since = sink.lines(index), time.monotonic()
-        while not self._collect(index, part, file_id, sink, final=True):
-            if sink.lines(index) != lines:
-                lines, since = sink.lines(index), time.monotonic()
-                self._report()
-            elif time.monotonic() - since > DRAIN:
-                raise ConnectionLostError(
-                    f"the batch is finished, but the server has been giving only {lines} lines of its file {file_id} "
-                    f"for {DRAIN:.0f} s"
-                )
-            else:
-                self._api.pause(0.5)
-
-    def _collect(self, index: int, part: Part, file_id: str, sink: _Sink, *, final: bool) -> bool:
-        """Fetch until a body arrives whole; whether it was the end of the file."""
-        breaks = 0
-        while True:
-            lines = sink.lines(index)
-            try:
-                return self._fetch(index, part, file_id, sink, final=final)
-            except BrokenOffError:
-                breaks = 0 if sink.lines(index) > lines else breaks + 1
-                if breaks >= BREAKS:
-                    raise
-                self._api.pause(min(8.0, 0.25 * 2.0**breaks))
-
-    def _fetch(self, index: int, part: Part, file_id: str, sink: _Sink, *, final: bool) -> bool:
-        """One request for a file's lines after those that are here; whether they were its last.
-
-        A server that numbers lines is told where to start. From any other the whole file comes each time, so it is only
-        asked at the end, and what is here already is left out.
-        """
-        have = sink.lines(index)
-        after = have if part.numbered else 0
-        with self._api.content(file_id, after) as content:
-            if part.numbered is None:
-                part.numbered = content.last_line is not None
-                self._save()
-            if not final and not part.numbered:
-                return False
-            if content.last_line is not None and content.last_line < have:
-                raise ResumeError(
-                    f"{sink.file.path} has {have} lines of this batch, but the server only has {content.last_line}; "
-                    "it was changed by something else. Move it away and run again to fetch everything anew"
-                )
-            sink.append(index, content.chunks(), skip=0 if part.numbered else have)
-            lines = sink.lines(index)
-            if content.last_line is not None and lines > content.last_line:
-                # It numbers lines but began at the first all the same.
-                sink.take_back(index, have)
-                part.numbered = False
-                self._save()
-                return False
-            return not content.incomplete and (content.last_line is None or lines == content.last_line)
-
-    def _report(self, *, finished: bool = False) -> None:
-        batches = self._batches.values()
-        phases = [batch.status for batch in batches if not batch.terminal] or [batch.status for batch in batches]
-        self._on_progress(
-            Progress(
-                phases[0] if phases else "created",
-                self._rows,
-                completed=sum(batch.completed for batch in batches),
-                failed=sum(batch.failed for batch in batches),
-                received=self._output.file.lines,
-                finished=finished,
-            )
+    def _settle(self) -> None:
+        """Bring every part to a terminal batch, and all that these have, here."""
+        state, follower, tap = self._state, Follower(self._api), self._tap
+        submitter = Submitter(
+            self._api, state, self._save, self._on_sent, is_busy=lambda: follower.live > 0, say=self._say
         )
 
+        def submit(index: int) -> None:
+            batch = submitter.submit(state.parts[index])
+            with self._lock:
+                if batch is not None:
+                    self._batches[index] = batch
+                batch_id = state.parts[index].batch_id
+                assert batch_id is not None
+                follower.add(index, batch_id, is_new=batch is not None)
 
-class _Sink:
-    """A result file and whose lines are in it.
+        def submitted(future: Future[None]) -> None:
+            error = None if future.cancelled() else future.exception()
+            if error is not None:
+                follower.fail(error)
 
-    Args:
-        path: the file; what a broken-off earlier run left of its last line is taken away.
-        landed: the state's part about it.
-        save: writes the state.
-    """
-
-    def __init__(self, path: Path, landed: Landed, save: Callable[[], None]) -> None:
-        self.file = LineFile(path)
-        self._landed = landed
-        self._save = save
-        if not landed.reconcile(self.file.lines):
-            self.file.cut(0)
-
-    def lines(self, part: int) -> int:
-        """How many lines of a part are here."""
-        return self._landed.lines[part]
-
-    def append(self, part: int, chunks: Any, skip: int) -> None:
-        """Append a part's lines, as `LineFile.append` does."""
-        if self._landed.last != part:
-            self.file.sync()
-            self._landed.last = part
-            self._save()
-        before = self.file.lines
+        left = set(range(len(state.parts)))
+        for part in state.parts:
+            submitter.expect(part)
+        pool = ThreadPoolExecutor(PARALLEL, "upload")
         try:
-            self.file.append(chunks, skip)
+            for index in sorted(left):
+                pool.submit(submit, index).add_done_callback(submitted)
+            while left:
+                news = follower.next(TICK)
+                if news is None:
+                    self._api.pause(0)  # raises if the client was closed
+                    continue
+                if news.error is not None:
+                    raise news.error
+                assert news.batch is not None
+                self._collector.collect(news.part, news.batch)
+                if tap is not None:
+                    tap.give()
+                # Only now, so that a batch counts as terminal when its results are here.
+                self._batches[news.part] = news.batch
+                if news.batch.terminal:
+                    left.discard(news.part)
+                follower.done(news)
+                self._report()
+        except BaseException:
+            self._api.close()  # ends the uploads that the pool would wait for
+            follower.join()
+            raise
         finally:
-            self._landed.lines[part] += self.file.lines - before
+            pool.shutdown(cancel_futures=True)
 
-    def take_back(self, part: int, lines: int) -> None:
-        """Take back what was appended last, so that the part has so many lines."""
-        self.file.cut(self.file.lines - self._landed.lines[part] + lines)
-        self._landed.lines[part] = lines
+    def _on_sent(self, sent: int, size: int) -> None:
+        with self._lock:
+            self._sent, self._size = sent, size
+            self._report()
+
+    def _report(self, *, finished: bool = False) -> None:
+        with self._lock:
+            batches = list(self._batches.values())
+            again = sum(part.source.requests for part in self._state.parts if part.round)
+            uploading = self._sent < self._size
+            phases = [batch.status for batch in batches if not batch.terminal] or [batch.status for batch in batches]
+            phase = phases[0] if phases else "created"
+            if uploading and not any(batch.completed or batch.failed for batch in batches):
+                phase = "uploading"
+            self._on_progress(
+                Progress(
+                    phase,
+                    self._state.rows,
+                    completed=sum(batch.completed for batch in batches),
+                    failed=max(0, sum(batch.failed for batch in batches) - again),
+                    received=self._collector.output.file.lines,
+                    sent=self._sent if uploading else 0,
+                    size=self._size if uploading else 0,
+                    finished=finished,
+                    usage=sum_usage(batches),
+                )
+            )
 
 
-def _sum_usage(batches: tuple[Batch, ...]) -> Usage | None:
-    usages = [batch.usage for batch in batches if batch.usage is not None]
-    if not usages or len(usages) < len(batches):
-        return None
-    return Usage(sum(u.input_tokens for u in usages), sum(u.output_tokens for u in usages))
+def sum_usage(batches: Iterable[Batch]) -> Usage | None:
+    """The tokens of batches together; None unless each says."""
+    total: Usage | None = None
+    for batch in batches:
+        if batch.usage is None:
+            return None
+        total = batch.usage if total is None else total + batch.usage
+    return total

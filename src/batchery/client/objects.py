@@ -6,6 +6,7 @@ cannot read it leaves out; it refuses only an answer without the one thing that 
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -16,10 +17,25 @@ TERMINAL = frozenset({"completed", "failed", "expired", "cancelled"})
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Tokens, summed over a batch."""
+    """Tokens, summed over a batch.
+
+    Attributes:
+        input_tokens: with those that came from a cache.
+        output_tokens: with those of reasoning.
+        cached_tokens: of the input; 0 where nobody says.
+    """
 
     input_tokens: int
     output_tokens: int
+    cached_tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        """The sum of two."""
+        return Usage(
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.cached_tokens + other.cached_tokens,
+        )
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -31,6 +47,10 @@ class Batch(msgspec.Struct, frozen=True):
         output_file_id, error_file_id: None until there is such a file, and for good where nothing went into it.
         problems: why it failed as a whole, one text each.
         tag: the `batchery` entry of its metadata.
+        model: where the server names one for the whole batch.
+        window: the completion window.
+        created_at, expires_at: Unix seconds; None where the server does not say.
+        ended_at: the terminal stamp, Unix seconds; None before there is one.
     """
 
     id: str
@@ -43,12 +63,19 @@ class Batch(msgspec.Struct, frozen=True):
     problems: tuple[str, ...] = ()
     usage: Usage | None = None
     tag: str | None = None
+    model: str | None = None
+    window: str | None = None
+    created_at: int | None = None
+    expires_at: int | None = None
+    ended_at: int | None = None
 
     @property
     def terminal(self) -> bool:
         """Whether the server is done with it."""
         return self.status in TERMINAL
 
+
+_ENDS = ("completed_at", "failed_at", "expired_at", "cancelled_at")
 
 TAG = "batchery"
 """The metadata key under which the client marks its batches, so that it finds one whose creation it did not hear of."""
@@ -77,6 +104,11 @@ def read_batch(value: Any) -> Batch:
         problems=_problems(value.get("errors")),
         usage=read_usage(value.get("usage")),
         tag=_text(_dict(value.get("metadata")).get(TAG)),
+        model=_text(value.get("model")),
+        window=_text(value.get("completion_window")),
+        created_at=_moment(value.get("created_at")),
+        expires_at=_moment(value.get("expires_at")),
+        ended_at=next((at for name in _ENDS if (at := _moment(value.get(name))) is not None), None),
     )
 
 
@@ -105,7 +137,8 @@ def read_usage(value: Any) -> Usage | None:
     usage = _dict(value)
     for sent, received in (("input_tokens", "output_tokens"), ("prompt_tokens", "completion_tokens")):
         if isinstance(usage.get(sent), int):
-            return Usage(_count(usage[sent]), _count(usage.get(received)))
+            cached = _count(_dict(usage.get(f"{sent}_details")).get("cached_tokens"))
+            return Usage(_count(usage[sent]), _count(usage.get(received)), cached)
     return None
 
 
@@ -125,6 +158,16 @@ def _dict(value: Any) -> dict[str, Any]:
 
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
+
+
+def _moment(value: Any) -> int | None:
+    """Unix seconds; some servers write RFC 3339."""
+    if isinstance(value, str):
+        try:
+            return int(datetime.fromisoformat(value).timestamp())
+        except ValueError:
+            return None
+    return int(value) if isinstance(value, int | float) and value > 0 else None
 
 
 def _count(value: Any) -> int:

@@ -90,6 +90,11 @@ class LineFile:
             file.truncate(self._size)
             file.seek(self._size)
 
+    def flush(self) -> None:
+        """Let others who read the file see everything appended."""
+        if self._file is not None:
+            self._file.flush()
+
     def sync(self) -> None:
         """Return when everything appended is on disk."""
         if self._file is not None:

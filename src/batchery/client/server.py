@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from batchery.client.errors import SettingsError
+from batchery.client.stored_servers import StoredServer, StoredServers
 
 DOUBLEWORD = "https://api.doubleword.ai/v1"
 OPENAI = "https://api.openai.com/v1"
@@ -28,7 +29,7 @@ class Server(msgspec.Struct, frozen=True):
     Attributes:
         base_url: ends with its version, such as `/v1`, and no slash.
         api_key: sent as bearer token; None for an open server.
-        key_from: the environment variable that the key came from, for messages.
+        key_from: the environment variable or the file that the key came from, for messages.
     """
 
     base_url: str
@@ -76,23 +77,44 @@ def origin(url: str) -> tuple[str, str, int]:
     return parts.scheme, parts.hostname or "", parts.port or _DEFAULT_PORTS[parts.scheme]
 
 
-def resolve_server(base_url: str | None, api_key_env: str | None, environ: Mapping[str, str]) -> Server:
+KNOWN = {"doubleword": DOUBLEWORD, "openai": OPENAI}
+"""Servers that have a name without any settings."""
+
+
+def resolve_server(
+    base_url: str | None,
+    api_key_env: str | None,
+    environ: Mapping[str, str],
+    *,
+    stored: StoredServers | None = None,
+    name: str | None = None,
+) -> Server:
     """The server and its key: options first, then `BATCHERY_BASE_URL` with `BATCHERY_API_KEY`, then
-    `DOUBLEWORD_API_KEY`, then `OPENAI_BASE_URL` with `OPENAI_API_KEY`.
+    `DOUBLEWORD_API_KEY`, then `OPENAI_BASE_URL` with `OPENAI_API_KEY`, then the settings file's default.
 
     Args:
         base_url: as given by option; with or without `/v1`.
         api_key_env: the name of the variable that holds the key, where the user names one.
         environ: the process's environment.
+        stored: the servers of the settings file.
+        name: of one of them, or of `KNOWN`, as given by option.
 
     Raises:
-        SettingsError: no server is named anywhere, a URL is wrong, or the named variable is empty.
+        SettingsError: no server is named anywhere, a URL or name is wrong, or the named variable is empty.
     """
-    url = base_url or environ.get("BATCHERY_BASE_URL")
-    if not url and environ.get("DOUBLEWORD_API_KEY"):
-        url = DOUBLEWORD
-    if not url and environ.get("OPENAI_API_KEY"):
-        url = environ.get("OPENAI_BASE_URL")
+    stored = stored or StoredServers()
+    entry: StoredServer | None = None
+    if name is not None:
+        if base_url is not None:
+            raise SettingsError("--server and --base-url both name a server; say one of them")
+        entry = stored.servers.get(name)
+        if entry is None and name not in KNOWN:
+            names = ", ".join(sorted({*KNOWN, *stored.servers}))
+            raise SettingsError(f"--server {name}: there is no such server; known are {names}")
+    url = base_url or (entry.base_url if entry else KNOWN.get(name or "")) or _url_of_environment(environ)
+    if not url and stored.default:
+        entry = stored.servers[stored.default]
+        url = entry.base_url
     if not url:
         raise SettingsError(
             "no server to send to. Say --base-url URL, or --upstream URL to have one started here "
@@ -100,13 +122,40 @@ def resolve_server(base_url: str | None, api_key_env: str | None, environ: Mappi
             "or OPENAI_BASE_URL with OPENAI_API_KEY"
         )
     url = normalise_base_url(url)
-    name = api_key_env or _key_variable(url, environ)
-    key = environ.get(name, "").strip() if name else ""
-    if api_key_env and not key:
-        raise SettingsError(f"--api-key-env names {api_key_env}, but that environment variable is not set")
+    if api_key_env:
+        key, source = environ.get(api_key_env, "").strip(), api_key_env
+        if not key:
+            raise SettingsError(f"--api-key-env names {api_key_env}, but that environment variable is not set")
+    elif entry is not None and (entry.api_key or entry.api_key_env):
+        key, source = _stored_key(entry, environ)
+    else:
+        source = _key_variable(url, environ) or ""
+        key = environ.get(source, "").strip() if source else ""
+        if not key:
+            bound = [s for s in stored.servers.values() if origin(s.base_url) == origin(url)]
+            key, source = _stored_key(bound[0], environ) if bound else ("", "")
     if key and not (key.isascii() and key.isprintable() and " " not in key):
-        raise SettingsError(f"the key in {name} has characters that no key has; was it copied whole?")
-    return Server(url, key or None, name if key else None)
+        raise SettingsError(f"the key in {source} has characters that no key has; was it copied whole?")
+    return Server(url, key or None, source if key else None)
+
+
+def _url_of_environment(environ: Mapping[str, str]) -> str | None:
+    url = environ.get("BATCHERY_BASE_URL")
+    if not url and environ.get("DOUBLEWORD_API_KEY"):
+        url = DOUBLEWORD
+    if not url and environ.get("OPENAI_API_KEY"):
+        url = environ.get("OPENAI_BASE_URL")
+    return url
+
+
+def _stored_key(entry: StoredServer, environ: Mapping[str, str]) -> tuple[str, str]:
+    """The key of a server of the settings file, and where it is from."""
+    if entry.api_key_env is None:
+        return (entry.api_key or "").strip(), entry.file
+    key = environ.get(entry.api_key_env, "").strip()
+    if not key:
+        raise SettingsError(f"{entry.file} says that the key of {entry.name} is in {entry.api_key_env}; it is not set")
+    return key, entry.api_key_env
 
 
 def _key_variable(url: str, environ: Mapping[str, str]) -> str | None:

@@ -19,31 +19,43 @@ import msgspec
 from batchery.client.errors import ResumeError, SettingsError
 from batchery.client.inputs import Input
 
-VERSION = 1
+VERSION = 2
 
 
 class Part(msgspec.Struct):
-    """One input file and the batch made of it.
+    """A piece of the input and the batch made of it.
 
     Attributes:
-        source: the file as it was checked.
+        source: the piece as it was checked.
         endpoint: the batch's endpoint.
         upload_key, batch_key: the `Idempotency-Key`s; the latter is also the tag in the batch's metadata.
+        input: which of the job's inputs it is a piece of, from 0; None for lines that were gathered to run again.
+        round: 0 at first; for lines that run again, which time that is.
         file_id: once the upload was answered.
         create_sent: a `POST /batches` may have reached the server.
         batch_id: once it was answered.
         numbered: whether the server numbers result lines (`X-Last-Line`) and starts after the line it is told to; None
             until it has sent some.
+        retried: how often the server was asked to run the batch's failed requests again by itself.
+        ended: how the batch had ended when it was asked so last, which tells whether that was heard.
+        errors_before: lines of former error files of the batch, which each such retry begins anew.
+        gathered: some of its lines run again in another part.
     """
 
     source: Input
     endpoint: str
     upload_key: str
     batch_key: str
+    input: int | None = None
+    round: int = 0
     file_id: str | None = None
     create_sent: bool = False
     batch_id: str | None = None
     numbered: bool | None = None
+    retried: int = 0
+    ended: str | None = None
+    errors_before: int = 0
+    gathered: bool = False
 
 
 class Landed(msgspec.Struct):
@@ -82,30 +94,106 @@ class JobState(msgspec.Struct):
     Attributes:
         server: who runs it: a base URL, or a description of a server started for the job.
         window: the completion window.
-        parts: one for each input, in order.
+        inputs: its files, as they were checked.
+        parts: their pieces, in order, and after them what runs again.
         output, errors: whose lines are in the output and in the error file.
+        endpoint: the batches' endpoint where the user named one.
+        sources: what the user named, where the inputs were made of it; only path, size and SHA-256 count.
+        making: the fingerprint of how rows were made into requests; empty where they are sent as they are.
+        format: of the output; see `join`.
+        phase: `running`; `joining` once everything has landed and the output is being made; `finished`.
+        round: how often failed requests were run again.
+        began_at: when the job was first begun, Unix seconds.
+        deadline: when it should be done, Unix seconds; None where the user set none.
         version: of this layout.
     """
 
     server: str
     window: str
+    inputs: list[Input]
     parts: list[Part]
     output: Landed
     errors: Landed
+    endpoint: str | None = None
+    making: str = ""
+    sources: list[Input] = []
+    format: str = "raw"
+    phase: str = "running"
+    round: int = 0
+    began_at: float = 0.0
+    deadline: float | None = None
     version: int = VERSION
 
+    def add(self, part: Part) -> None:
+        """Add a part, of which nothing has landed."""
+        self.parts.append(part)
+        self.output.lines.append(0)
+        self.errors.lines.append(0)
 
-def new_state(inputs: Sequence[Input], *, server: str, window: str, endpoint: str | None) -> JobState:
+    @property
+    def rows(self) -> int:
+        """Requests in the inputs."""
+        return sum(source.requests for source in self.inputs)
+
+
+def new_part(source: Input, endpoint: str | None, *, input: int | None = None, round: int = 0) -> Part:
+    """A part that has not begun.
+
+    Args:
+        source: the piece of input.
+        endpoint: the batch's endpoint; None for what the piece's first request is for.
+        input: which input it is a piece of.
+        round: which time its lines run again.
+    """
+    keys = f"upload-{uuid.uuid4()}", f"batch-{uuid.uuid4()}"
+    return Part(source, endpoint or source.url, *keys, input=input, round=round)
+
+
+def new_state(
+    inputs: Sequence[Input],
+    *,
+    server: str,
+    window: str,
+    endpoint: str | None,
+    pieces: Sequence[Input] | None = None,
+    sources: Sequence[Input] = (),
+    making: str = "",
+    format: str = "raw",
+    now: float = 0.0,
+    deadline: float | None = None,
+) -> JobState:
     """The state of a job that has not begun.
 
     Args:
         inputs: its files, checked.
         server: who is to run it.
         window: the completion window.
-        endpoint: the batches' endpoint; None for what the first request of each file is for.
+        endpoint: the batches' endpoint; None for what the first request of each piece is for.
+        pieces: the inputs split to the server's limits, as `split_inputs` does; None if they need no splitting.
+        sources: what the inputs were made of.
+        making: the fingerprint of how rows were made into requests.
+        format: of the output.
+        now: Unix seconds.
+        deadline: when it should be done, Unix seconds.
     """
-    parts = [Part(i, endpoint or i.url, f"upload-{uuid.uuid4()}", f"batch-{uuid.uuid4()}") for i in inputs]
-    return JobState(server, window, parts, Landed([0] * len(parts)), Landed([0] * len(parts)))
+    paths = [source.path for source in inputs]
+    state = JobState(
+        server,
+        window,
+        list(inputs),
+        [],
+        Landed([]),
+        Landed([]),
+        endpoint=endpoint,
+        making=making,
+        sources=list(sources),
+        format=format,
+        began_at=now,
+        deadline=deadline,
+    )
+    for piece in inputs if pieces is None else pieces:
+        state.add(new_part(piece, endpoint, input=paths.index(piece.path)))
+    return state
 
 
 def resume_state(saved: JobState | None, wanted: JobState) -> JobState:
@@ -119,22 +207,30 @@ def resume_state(saved: JobState | None, wanted: JobState) -> JobState:
     differences = []
     if saved.server != wanted.server:
         differences.append(f"it runs on {saved.server}, and this command names {wanted.server}")
-    if saved.window != wanted.window:
+    # A window that was chosen to meet a deadline is kept, whatever would be chosen now.
+    if saved.window != wanted.window and saved.deadline is None and wanted.deadline is None:
         differences.append(f"its window is {saved.window}, and this command says {wanted.window}")
-    before, now = [part.source for part in saved.parts], [part.source for part in wanted.parts]
+    before, now = saved.sources or saved.inputs, wanted.sources or wanted.inputs
     if len(before) != len(now):
         differences.append(f"its inputs are {_names(before)}, and this command names {_names(now)}")
     else:
         differences += (_changed(a, b) for a, b in zip(before, now, strict=True) if a.sha256 != b.sha256)
-    if not differences and [p.endpoint for p in saved.parts] != [p.endpoint for p in wanted.parts]:
+    if not differences and saved.making != wanted.making:
+        differences.append("its requests were made from the same rows in another way (template, model or settings)")
+    if not differences and saved.endpoint != wanted.endpoint:
         differences.append(
-            f"its endpoint is {saved.parts[0].endpoint}, and this command says {wanted.parts[0].endpoint}"
+            f"its endpoint is {saved.endpoint or saved.parts[0].endpoint}, and this command says "
+            f"{wanted.endpoint or 'none'}"
         )
+    if not differences and saved.format != wanted.format:
+        differences.append(f"its output format is {saved.format}, and this command says {wanted.format}")
     if differences:
         raise ResumeError(f"an unfinished job is saved for this output, but {'; '.join(differences)}")
     # The content is what counts; a file may have been moved.
-    for part, source in zip(saved.parts, now, strict=True):
-        part.source = source
+    saved.inputs, saved.sources = wanted.inputs, wanted.sources
+    for part in saved.parts:
+        if part.input is not None:
+            part.source = msgspec.structs.replace(part.source, path=wanted.inputs[part.input].path)
     return saved
 
 
@@ -160,6 +256,7 @@ class JobFolder:
     def __init__(self, output: Path) -> None:
         self.path = output.parent / f".{output.name}.batchery"
         self._state_path = self.path / "state.json"
+        self.receipt_path = self.path / "receipt.json"
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -182,7 +279,7 @@ class JobFolder:
             try:
                 yield
             finally:
-                if not self.has_state:
+                if not self.has_state and not self.receipt_path.exists():
                     (self.path / "lock").unlink(missing_ok=True)
                     with contextlib.suppress(OSError):  # not empty: a server's log tells why nothing began
                         self.path.rmdir()
@@ -225,13 +322,16 @@ class JobFolder:
         sync_folder(self.path)
         sync_folder(self.path.parent)
 
-    def discard(self) -> None:
+    def discard(self, *, keep_receipt: bool = False) -> None:
         """Forget the job: everything in the folder goes, except the lock that is held. The state goes first, so that
         none ever speaks of a server's data that is gone.
+
+        Args:
+            keep_receipt: of a job that has ended, the receipt stays.
         """
         self._state_path.unlink(missing_ok=True)
         for entry in self.path.iterdir():
-            if entry.name == "lock":
+            if entry.name == "lock" or (keep_receipt and entry == self.receipt_path):
                 continue
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)

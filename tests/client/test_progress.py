@@ -6,8 +6,9 @@ import io
 
 import pytest
 
-from batchery.cli.progress import Lines, Nothing, Speed, describe, display_for, duration, megabytes
+from batchery.client.inputs import megabytes
 from batchery.client.job import Progress
+from batchery.client.progress import Lines, Nothing, Speed, describe, display_for, duration
 
 
 def test_a_log_gets_a_line_for_each_phase_and_every_few_seconds_if_something_moved() -> None:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
+from batchery.client.inputs import megabytes
 from batchery.client.job import Progress
 
 LINE_EVERY = 5.0  # seconds between two lines in a log while nothing but the counts changes
@@ -79,6 +80,8 @@ def describe(progress: Progress, rate: float | None) -> str:
         words.append(f"{progress.failed} failed")
     if progress.received > 0:
         words.append(f"{progress.received} received")
+    if progress.cost is not None:
+        words.append(f"${progress.cost:.2f}")
     if rate is not None and not progress.finished:
         words.append(f"{rate:.0f}/s" if rate >= 10 else f"{rate:.1f}/s")
         if done < progress.rows:
@@ -96,13 +99,6 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02} min"
-
-
-def megabytes(size: int) -> str:
-    """A size in bytes as people read it."""
-    if size < 1000:
-        return f"{size} bytes"
-    return f"{size / 1000:.0f} kB" if size < 1_000_000 else f"{size / 1_000_000:.1f} MB"
 
 
 class Nothing:

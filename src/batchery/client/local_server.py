@@ -1,4 +1,4 @@
-"""Starting a server (and, for a trial, a simulated upstream) for the length of one job, on loopback.
+"""Starting a server (and an upstream for it: a simulated one or a local model) for the length of one job, on loopback.
 
 What is started here ends with this process, however that ends: it is told so by the end of its standard input, or by
 the kernel. It must never outlive the job. That two servers never have one data folder at once, also when the first of
@@ -22,9 +22,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from batchery.client.errors import ConnectionLostError, SettingsError
+from batchery.client.server import normalise_base_url
 from batchery.wire.windows import DEFAULT_WINDOWS
 
 READY = 30.0  # seconds for a child to say where it listens; it may have to wait for a former one to end
+LOADED = 600.0  # the same for one that loads a model
 STOP = 10.0  # seconds for a child to end after SIGTERM
 TAIL = 15  # lines of the log that are shown when a child dies
 
@@ -62,7 +64,7 @@ def local_server(
 
     Args:
         data_dir: its data folder, made if missing; its log goes there too.
-        upstream: the URL of an inference server, or `simulator` to have a simulated one started as well.
+        upstream: the URL of an inference server; or `simulator`, or a GGUF model's path, to have one started as well.
         upstream_key_env: the environment variable with the upstream's key.
         max_in_flight: requests in flight; None for the server's own choice.
         window: a completion window that it must offer.
@@ -81,6 +83,13 @@ def local_server(
             stack.callback(simulator.stop)
             children.append(simulator)
             upstream = simulator.address("batchery simulator listening on ")
+        elif is_model(upstream):
+            arguments = ["llama", upstream, "--port", "0"]
+            arguments += [] if max_in_flight is None else ["--parallel", str(max_in_flight)]
+            model = _Child("the model's server", arguments, data_dir / "llama.log", linked=True)
+            stack.callback(model.stop)
+            children.append(model)
+            upstream = model.address("batchery llama listening on ", LOADED)
         windows = ",".join(dict.fromkeys((*DEFAULT_WINDOWS, window)))
         arguments = ["serve", "--host", "127.0.0.1", "--port", "0", "--data-dir", str(data_dir), "--upstream", upstream]
         arguments += ["--completion-windows", windows, "--exit-with-stdin"]
@@ -93,6 +102,29 @@ def local_server(
         # The server is the likelier one to tell why, so it is looked at first.
         children.insert(0, server)
         yield LocalServer(server.address("batchery listening on "), children)
+
+
+def is_model(upstream: str) -> bool:
+    """Whether it names a GGUF model in a file, and no URL."""
+    return upstream.endswith(".gguf") and "://" not in upstream
+
+
+def check_upstream(upstream: str, key_env: str | None) -> None:
+    """Raises SettingsError if a server cannot be started in front of it, as far as that is seen beforehand."""
+    if is_model(upstream):
+        if key_env is not None:
+            raise SettingsError("--upstream-key-env is for an inference server; a local model needs no key")
+        try:
+            with Path(upstream).open("rb") as file:
+                is_gguf = file.read(4) == b"GGUF"
+        except OSError as error:
+            raise SettingsError(f"cannot read the model {upstream}: {error.strerror}") from None
+        if not is_gguf:
+            raise SettingsError(f"{upstream} is not a GGUF model: it does not begin with GGUF")
+    elif upstream != "simulator":
+        normalise_base_url(upstream)
+    if key_env is not None and not os.environ.get(key_env):
+        raise SettingsError(f"--upstream-key-env names {key_env}, but that variable is not set")
 
 
 class _Child:
@@ -117,14 +149,15 @@ class _Child:
                 stderr=stderr,
                 # A Ctrl-C is for the client alone, which then stops its children in order.
                 start_new_session=True,
-                preexec_fn=_ends_with(os.getpid()) if linked else None,  # noqa: PLW1509 - no thread is running yet
+                preexec_fn=_ends_with(os.getpid()) if linked else None,  # noqa: PLW1509 - it takes no lock
             )
 
-    def address(self, announcement: str) -> str:
+    def address(self, announcement: str, patience: float = READY) -> str:
         """Wait until it says where it listens.
 
         Args:
             announcement: what stands before the address on its line.
+            patience: seconds that it may take.
         """
         lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         stdout = self.process.stdout
@@ -137,12 +170,12 @@ class _Child:
             lines.put(None)
 
         threading.Thread(target=read, daemon=True).start()
-        deadline = time.monotonic() + READY
+        deadline = time.monotonic() + patience
         while True:
             try:
                 line = lines.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
-                text = f"{self.name} did not say where it listens within {READY:.0f} s.{self.log_tail()}"
+                text = f"{self.name} did not say where it listens within {patience:.0f} s.{self.log_tail()}"
                 raise SettingsError(text) from None
             if line is None:
                 code = self.process.wait()
