@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from batchery.engine.pool import Destination
 from batchery.engine.worker import Worker, WorkerSettings
 from batchery.store.database import Database
 from batchery.upstreams.http import HttpUpstream
@@ -42,7 +43,9 @@ class Whole:
     async def working(self, **settings: Any) -> AsyncIterator[None]:
         """A worker, while the block runs."""
         upstream = HttpUpstream(self.simulator.url, timeout=30)
-        worker = Worker(self._database, self.rig.context.blobs, upstream, WorkerSettings(**settings))
+        of_worker = {name: settings.pop(name) for name in WorkerSettings.__struct_fields__ if name in settings}
+        destination = Destination(upstream=upstream, **settings)
+        worker = Worker(self._database, self.rig.context.blobs, [destination], WorkerSettings(**of_worker))
         running = asyncio.create_task(worker.run())
         self._worker = worker
         try:

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from batchery.engine.pool import Destination
 from batchery.engine.worker import Worker, WorkerSettings
 from batchery.store import batches, files, line_index, results
 from batchery.store.batches import BatchRow
@@ -145,13 +146,20 @@ class Rig:
         return data
 
     @asynccontextmanager
-    async def working(self, upstream: Upstream, **settings: Any) -> AsyncIterator[Worker]:
+    async def working(self, upstream: Upstream | list[Destination], **settings: Any) -> AsyncIterator[Worker]:
         """A worker that runs while the block does."""
         await self.database.migrate()
-        worker = Worker(self.database, self.blobs, upstream, WorkerSettings(**settings))
+        worker = make_worker(self, upstream, **settings)
         running = asyncio.create_task(worker.run())
         try:
             yield worker
         finally:
             worker.stop()
             await running
+
+
+def make_worker(rig: Rig, upstream: Upstream | list[Destination], **settings: Any) -> Worker:
+    """A worker that does not run yet; of the settings, those of an upstream are for the one that is given."""
+    of_worker = {name: settings.pop(name) for name in WorkerSettings.__struct_fields__ if name in settings}
+    destinations = upstream if isinstance(upstream, list) else [Destination(upstream=upstream, **settings)]
+    return Worker(rig.database, rig.blobs, destinations, WorkerSettings(**of_worker))

@@ -21,7 +21,7 @@ from batchery.engine.fair_share import FairShare
 from batchery.engine.reader import Reader
 from batchery.engine.scheduler import Wanted
 from batchery.engine.work import LeasedShard
-from batchery.engine.worker import Worker, WorkerSettings
+from batchery.engine.worker import Worker
 from batchery.store import batches, shards, workers
 from batchery.store.batches import BatchRow
 from batchery.store.errors import StoreUnavailable
@@ -29,7 +29,7 @@ from batchery.upstreams.base import Answer, Fault
 from batchery.upstreams.http import HttpUpstream
 from batchery.upstreams.simulator import Behaviour, RunningSimulator, Uniform, expected_text, running_simulator
 from batchery.wire.objects import Model
-from tests.engine.rig import Rig
+from tests.engine.rig import Rig, make_worker
 from tests.requests import chat_line
 from tests.store.examples import claim_any
 
@@ -111,9 +111,9 @@ async def cancel(rig: Rig, worker: Worker, id: str) -> None:
 async def start(rig: Rig, upstream: HttpUpstream, **settings: Any) -> tuple[Worker, set[asyncio.Task[Any]]]:
     """A worker that runs until it is killed, and all of its tasks."""
     before = asyncio.all_tasks()
-    worker = Worker(rig.database, rig.blobs, upstream, WorkerSettings(**settings))
+    worker = make_worker(rig, upstream, **settings)
     running = asyncio.create_task(worker.run())
-    await until(lambda: bool(worker._dispatcher._slots) or running.done())
+    await until(lambda: bool(worker._pool.lanes[0].dispatcher._slots) or running.done())
     return worker, asyncio.all_tasks() - before
 
 
@@ -297,7 +297,7 @@ async def test_an_upstream_that_is_away_for_a_while(rig: Rig) -> None:
     async with rig.working(upstream) as worker:
         id = await rig.create(await rig.upload(prompts(50)))
         worker.wake()
-        await until(lambda: worker._dispatcher.down)
+        await until(lambda: worker._pool.lanes[0].dispatcher.down)
         assert (await rig.batch(id)).failed == 0
         async with running_simulator(port=port) as simulator:
             row = await rig.ended(id)
@@ -398,10 +398,10 @@ async def test_cancelled_while_requests_wait_for_another_try(rig: Rig) -> None:
     ):
         id = await rig.create(await rig.upload(prompts(20)))
         worker.wake()
-        await until(lambda: worker._dispatcher.waiting == 20)
+        await until(lambda: worker._pool.waiting == 20)
         await cancel(rig, worker, id)
         row = await rig.ended(id, timeout=5)
-        assert worker._dispatcher.waiting == 0
+        assert worker._pool.waiting == 0
         assert worker._feeder.open_bytes == 0
     assert (row.status, row.failed) == ("cancelled", 0)
     await files_of(rig, row)
@@ -651,7 +651,7 @@ async def test_an_hour_overtakes_a_day_although_the_day_fills_the_queue(rig: Rig
     ):
         day = await rig.create(await rig.upload(prompts(1_000, "day")))
         worker.wake()
-        await until(lambda: worker._dispatcher.ready >= 16 and simulator.stats().received > 32)
+        await until(lambda: worker._pool.ready >= 16 and simulator.stats().received > 32)
         hour = await rig.create(await rig.upload(prompts(64, "hour")), window=3_600)
         worker.wake()
         row = await rig.ended(hour)
@@ -706,11 +706,11 @@ async def test_a_batch_that_only_fails_does_not_hold_the_others_back(rig: Rig, m
     ):
         first = await rig.create(await rig.upload(sick), window=3_600)
         worker.wake()
-        await until(lambda: worker._dispatcher.waiting >= 100)
+        await until(lambda: worker._pool.waiting >= 100)
         second = await rig.create(await rig.upload(prompts(300)))
         worker.wake()
         assert (await rig.ended(second)).completed == 300
-        assert worker._dispatcher.waiting < 300  # and it is not tried without end
+        assert worker._pool.waiting < 300  # and it is not tried without end
         await cancel(rig, worker, first)
         await rig.ended(first)
 
@@ -745,7 +745,7 @@ class NoUpstream:
 
 async def a_worker_with_a_plan(rig: Rig) -> tuple[Worker, str]:
     """A worker that does not run, and a batch that does."""
-    worker = Worker(rig.database, rig.blobs, NoUpstream(), WorkerSettings(max_in_flight=1))
+    worker = make_worker(rig, NoUpstream(), max_in_flight=1)
     id = await rig.create(await rig.upload(prompts(10)))
     assert await worker._planner.plan_one() is not None
     return worker, id
@@ -814,7 +814,7 @@ async def test_a_lease_that_was_given_unknowingly_lapses(rig: Rig, monkeypatch: 
     lost = 0
 
     async with running_simulator() as simulator, upstream_of(simulator) as upstream:
-        worker = Worker(rig.database, rig.blobs, upstream, WorkerSettings())
+        worker = make_worker(rig, upstream)
 
         async def claim_and_lose(connection: Any, *arguments: Any, **options: Any) -> Any:
             nonlocal lost

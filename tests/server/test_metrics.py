@@ -15,7 +15,7 @@ from batchery.store import blobs as blob_store
 from batchery.store import shards, workers
 from batchery.store.errors import StoreUnavailable
 from batchery.store.ids import new_id
-from batchery.store.workers import Snapshot, WorkerRow
+from batchery.store.workers import Snapshot, UpstreamSnapshot, WorkerRow
 from tests.requests import chat_file, chat_line
 from tests.server.keys import bearing, make_key
 from tests.server.rig import Growing, Rig
@@ -308,7 +308,7 @@ async def test_every_metric_is_in_the_documentation(rig: Rig) -> None:
     async with rig.context.database.write() as connection:
         row = WorkerRow(id=new_id(), host="h", pid=1, version="0", started_at=0, heartbeat_at=time.time(), rate=1.0)
         await workers.insert(connection, row)
-        everything = Snapshot(attempts={"200": 1}, upstream_waiting=1, upstream_running=1, upstream_cache=0.5)
+        everything = Snapshot(upstreams=[UpstreamSnapshot(attempts={"200": 1}, waiting=1, running=1, cache=0.5)])
         await workers.beat(connection, row.id, time.time(), 1.0, everything)
     documented = OPERATIONS.read_text()
     for family in text_string_to_metric_families((await rig.ask("GET", "/metrics")).body.decode()):

@@ -11,7 +11,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from batchery.server.worker_metrics import worker_metrics
-from batchery.store.workers import Distribution, Snapshot
+from batchery.store.workers import Distribution, Snapshot, UpstreamSnapshot
 from tests.processes import Process, server, simulator, wait_for
 from tests.requests import chat_line
 
@@ -160,19 +160,32 @@ def the_documentation_has_all(families: dict[str, Metric]) -> None:
 
 def test_a_scrape_of_several_workers() -> None:
     said = {
-        "a": Snapshot(attempts={"200": 5}, commit_seconds=Distribution([0.5, 2.0], [3, 1, 1], 9.5)),
-        "b": Snapshot(attempts={"200": 7, "timeout": 1}, down=True, unsent=4, upstream_waiting=0),
+        "a": Snapshot(
+            upstreams=[UpstreamSnapshot(name="u", attempts={"200": 5}, in_flight=3)],
+            commit_seconds=Distribution([0.5, 2.0], [3, 1, 1], 9.5),
+        ),
+        "b": Snapshot(
+            upstreams=[
+                UpstreamSnapshot(name="u", attempts={"200": 7, "timeout": 1}, down=True, unsent=4, waiting=0),
+                UpstreamSnapshot(name="v", attempts={"200": 2}, in_flight=2),
+            ],
+            ready=6,
+        ),
     }
     found = {family.name: family for family in worker_metrics(said)}
     samples = {
         (sample.name, *sample.labels.values()): sample.value for family in found.values() for sample in family.samples
     }
-    assert samples["batchery_attempts_total", "a", "200"] == 5
-    assert samples["batchery_attempts_total", "b", "timeout"] == 1
-    assert samples["batchery_unsent_total", "b"] == 4
-    assert (samples["batchery_upstream_down", "a"], samples["batchery_upstream_down", "b"]) == (0, 1)
-    assert ("batchery_upstream_queue", "a") not in samples
-    assert samples["batchery_upstream_queue", "b"] == 0
+    assert samples["batchery_attempts_total", "a", "u", "200"] == 5
+    assert samples["batchery_attempts_total", "b", "u", "timeout"] == 1
+    assert samples["batchery_attempts_total", "b", "v", "200"] == 2
+    assert samples["batchery_unsent_total", "b", "u"] == 4
+    assert [samples["batchery_upstream_down", *place] for place in (("a", "u"), ("b", "u"), ("b", "v"))] == [0, 1, 0]
+    assert ("batchery_upstream_queue", "a", "u") not in samples
+    assert samples["batchery_upstream_queue", "b", "u"] == 0
+    assert samples["batchery_upstream_in_flight", "b", "v"] == 2
+    assert samples["batchery_worker_requests", "b", "in_flight"] == 2
+    assert samples["batchery_worker_requests", "b", "ready"] == 6
     buckets = [samples["batchery_commit_duration_seconds_bucket", "a", end] for end in ("0.5", "2.0", "+Inf")]
     assert buckets == [3, 4, 5]
     assert samples["batchery_commit_duration_seconds_count", "a"] == 5

@@ -28,7 +28,8 @@ async def test_a_worker_s_life(database: Database) -> None:
         second = msgspec.structs.replace(second, heartbeat_at=50.0, rate=2.0)
         await workers.remove(connection, [first.id, "c" * 32])
         assert await workers.all_workers(connection) == [second]
-        said = workers.Snapshot(limit=7, attempts={"200": 3}, commit_results=workers.Distribution([1.0], [2, 1], 9.0))
+        upstream = workers.UpstreamSnapshot(name="u", limit=7, attempts={"200": 3})
+        said = workers.Snapshot(upstreams=[upstream], commit_results=workers.Distribution([1.0], [2, 1], 9.0))
         await workers.beat(connection, second.id, 60.0, 2.0, said)
         (row,) = await workers.all_workers(connection)
         assert row.snapshot is not None

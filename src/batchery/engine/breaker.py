@@ -42,6 +42,15 @@ Kind = tuple[str, str]
 """The model that a request names, and the url of its line."""
 
 
+def is_permanent(outcome: Answer | Fault) -> bool:
+    """Whether an outcome speaks of the upstream, the key or the model: another upstream may say something else."""
+    if isinstance(outcome, Fault):
+        return False
+    if outcome.status == 400:
+        return failure_of(outcome.status, outcome.body).code in _NO_MODEL
+    return outcome.status in _PERMANENT
+
+
 class _Row(msgspec.Struct):
     """The same answers in a row."""
 

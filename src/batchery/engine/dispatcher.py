@@ -15,9 +15,10 @@ import random
 import time
 from collections import Counter, deque
 from collections.abc import Callable
+from typing import Protocol
 
 from batchery.engine import retry
-from batchery.engine.breaker import Breaker
+from batchery.engine.breaker import Breaker, Kind, is_permanent
 from batchery.engine.health import AWAY, Health
 from batchery.engine.limiter import Limit
 from batchery.engine.quota import Quota
@@ -48,8 +49,17 @@ UNSENT = 64
 """Requests in a row that are failed without being sent before others get the event loop."""
 
 
+class Others(Protocol):
+    """The other upstreams of a worker, which may have a request that this one cannot send or answer."""
+
+    def move(self, here: Dispatcher, work: Work) -> bool: ...
+    def again(self, here: Dispatcher, work: Work) -> None: ...
+    def spare(self, here: Dispatcher) -> Work | None: ...
+    def rescue(self, here: Dispatcher) -> None: ...
+
+
 class Dispatcher:
-    """Sends requests for one worker.
+    """Sends requests to one upstream for one worker.
 
     Args:
         upstream: where to.
@@ -58,6 +68,7 @@ class Dispatcher:
         quota: says when the next may be sent.
         wanted: called when requests run low and more should be offered.
         dropped: called with a request that was given up unrecorded, because its batch has ended.
+        others: the worker's other upstreams; None where this is the only one.
 
     Attributes:
         attempts: how many ended in which way: an HTTP status, or the kind of a fault.
@@ -74,6 +85,7 @@ class Dispatcher:
         quota: Quota,
         wanted: Callable[[], None],
         dropped: Callable[[Work], None],
+        others: Others | None = None,
     ) -> None:
         self.attempts: Counter[int | str] = Counter()
         self.unsent = 0
@@ -88,6 +100,7 @@ class Dispatcher:
         self._cap: int | None = None
         self._wanted = wanted
         self._dropped = dropped
+        self._others = others
         self._ready: deque[Work] = deque()
         self._again: deque[Work] = deque()  # retries that are due
         self._retrying = 0
@@ -159,6 +172,42 @@ class Dispatcher:
         """More requests to send, in this order."""
         self._ready.extend(works)
         self._fill()
+
+    def offer_again(self, work: Work) -> None:
+        """A request to send that was sent before, here or elsewhere."""
+        self._again.append(work)
+        self._fill()
+
+    # For the other upstreams of the worker.
+
+    def refuses(self, kind: Kind, now: float) -> bool:
+        """Whether a request of this kind would be failed without being sent."""
+        return self._breaker.watching and self._breaker.verdict(kind, now) is not None
+
+    def wants_probe(self, now: float) -> bool:
+        """Whether it is time to find out whether the upstream is back that was taken to be down."""
+        return self._health.down and self.ready + len(self._in_flight) < self.limit and self._health.wait(now) <= 0
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether nothing can be sent until an answer comes, or some time has passed."""
+        return self._hold is not None or len(self._in_flight) >= self.limit
+
+    @property
+    def last_ready(self) -> Work | None:
+        """The request that is to be sent last of those never sent."""
+        return self._ready[-1] if self._ready else None
+
+    def give_up_last(self) -> Work:
+        """Leave that to another upstream."""
+        return self._ready.pop()
+
+    def give_up_all(self) -> list[tuple[Work, bool]]:
+        """Leave all that is ready to others: each request, and whether it was sent before."""
+        given = [*((work, False) for work in self._ready), *((work, True) for work in self._again)]
+        self._ready.clear()
+        self._again.clear()
+        return given
 
     def stop_shards(self, stopping: set[LeasedShard]) -> None:
         """Send nothing more of these shards; what is in flight goes on until `abort`."""
@@ -262,6 +311,8 @@ class Dispatcher:
             if self._breaker.watching and (
                 (reason := self._breaker.verdict((work.shard.model, work.url), now)) is not None
             ):
+                if self._others is not None and self._others.move(self, work):
+                    continue
                 self._recorder.add(unsent_failure(work, reason))
                 work.body = b""
                 self.unsent += 1
@@ -317,7 +368,7 @@ class Dispatcher:
             work = self._ready.popleft()
         else:
             self._wanted()
-            return None
+            return None if self._others is None else self._others.spare(self)
         if len(self._ready) < self.limit:
             self._wanted()
         return work
@@ -331,6 +382,11 @@ class Dispatcher:
             self._recorder.add(result)
             work.body = b""
             return
+        if self._others is not None:
+            if self._health.down:
+                self._others.rescue(self)
+            if is_permanent(outcome) and not work.shard.stopping and self._others.move(self, work):
+                return
         tries = work.tries
         if retry.is_retryable(outcome):
             retry.note_failure(tries, outcome, others_succeeded=self._last_success > work.since)
@@ -411,7 +467,10 @@ class Dispatcher:
         while self._waiting and self._waiting[0][0] <= now:
             work = heapq.heappop(self._waiting)[2]
             self._leaves_waiting(work)
-            self._again.append(work)
+            if self._others is None:
+                self._again.append(work)
+            else:
+                self._others.again(self, work)
         self._fill()
         self._set_timer()
 

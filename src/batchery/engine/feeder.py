@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Collection
 
 from batchery.engine.copies import Copies
-from batchery.engine.dispatcher import Dispatcher
 from batchery.engine.planner import SHARD_REQUESTS
+from batchery.engine.pool import AHEAD, Pool
 from batchery.engine.reader import Reader
 from batchery.engine.recorder import Recorder
 from batchery.engine.scheduler import Scheduler, held_back
@@ -28,7 +29,7 @@ UNREADABLE = 5.0
 
 
 class Feeder:
-    """Feeds the dispatcher of one worker.
+    """Feeds the upstreams of one worker.
 
     Args:
         database: the tables.
@@ -42,7 +43,7 @@ class Feeder:
         open_bytes: of request bodies that are read and not yet recorded.
     """
 
-    _dispatcher: Dispatcher
+    _pool: Pool
     _recorder: Recorder
     _copies: Copies
 
@@ -68,30 +69,30 @@ class Feeder:
         self._shard_size = float(SHARD_REQUESTS)
         self._stopping_since: dict[LeasedShard, float] = {}
 
-    def attach(self, dispatcher: Dispatcher, recorder: Recorder, copies: Copies) -> None:
+    def attach(self, pool: Pool, recorder: Recorder, copies: Copies) -> None:
         """Say who sends, records and copies; they in turn call `settle` and `recorded`."""
-        self._dispatcher, self._recorder, self._copies = dispatcher, recorder, copies
+        self._pool, self._recorder, self._copies = pool, recorder, copies
 
     async def feed(self) -> bool:
-        """Offer the dispatcher more requests, if it runs low and there are any."""
-        dispatcher, scheduler = self._dispatcher, self.scheduler
-        target = 4 * dispatcher.limit
+        """Offer the pool more requests, if an upstream runs low and there are any for it."""
+        pool, scheduler = self._pool, self.scheduler
         self._make_way()
-        waiting_bytes = dispatcher.waiting_bytes
+        waiting_bytes = pool.waiting_bytes
         if (
-            dispatcher.ready >= target // 2
+            pool.is_fed
             or self.open_bytes - waiting_bytes >= OPEN_BYTES
             or not self._recorder.has_room
             or self._copies.is_full
         ):
             return False
-        held = held_back(dispatcher.waiting_of, dispatcher.limit, full=waiting_bytes >= OPEN_BYTES)
-        await self._lease(target, held)
-        shard = scheduler.next(time.time(), time.monotonic(), held)
+        held = held_back(pool.waiting_of, pool.limit, full=waiting_bytes >= OPEN_BYTES)
+        full = frozenset[str]() if pool.is_single else pool.full(scheduler.models())
+        again = await self._lease(AHEAD * pool.limit, held, full)
+        shard = scheduler.next(time.time(), time.monotonic(), held, full)
         if shard is None:
-            return False
+            return again
         try:
-            works = await self._reader.take(shard, alike=scheduler.has_choice)
+            works = await self._reader.take(shard, alike=scheduler.has_choice, keyed=not pool.is_single)
         except StoreError:
             shard.unreadable_until = time.monotonic() + UNREADABLE
             raise
@@ -103,29 +104,40 @@ class Feeder:
             for work in works:
                 self.settle(work)
         else:
-            dispatcher.offer(works)
+            pool.offer(works)
         return True
 
-    async def _lease(self, target: int, held: set[str]) -> None:
-        """Lease more shards, if fewer requests are at hand than there should be."""
+    async def _lease(self, target: int, held: set[str], full: Collection[str] = ()) -> bool:
+        """Lease more shards, if fewer requests are at hand than there should be; none for models that are full.
+
+        Returns:
+            Whether none came, because of models that are full: there may be others behind those.
+        """
         now = time.time()
-        wanted = self.scheduler.wanted(target, now, size=self._shard_size, held_back=held)
+        wanted = self.scheduler.wanted(target, now, size=self._shard_size, held_back=held, full=full)
         if not wanted:
-            return
+            return False
         rows: list[shards.ShardRow] = []
         try:
             async with self._database.write() as connection:
                 counts = {batch: item.shards for batch, item in wanted.items()}
                 holding = [shard.id for shard in self.scheduler]
                 rows = await shards.claim(
-                    connection, self._worker, counts, now, now + self._lease_seconds, holding=holding
+                    connection,
+                    self._worker,
+                    counts,
+                    now,
+                    now + self._lease_seconds,
+                    holding=holding,
+                    without=full,
                 )
         finally:
             leased = [LeasedShard(row) for row in rows]
-            self.scheduler.leased(wanted, leased)
+            self.scheduler.leased(wanted, leased, full)
         await self._reader.note_prefixes(leased)
         for shard in leased:
             self._shard_size = 0.7 * self._shard_size + 0.3 * shard.size
+        return bool(full) and not leased
 
     def _make_way(self) -> None:
         """Give back what is unsent of shards that would keep something more urgent waiting."""
@@ -134,7 +146,7 @@ class Feeder:
             return
         for shard in overtaken:
             shard.returning = True
-        for work in self._dispatcher.withdraw(overtaken, unsent=True):
+        for work in self._pool.withdraw(overtaken, unsent=True):
             work.shard.unread.append((work.place, work.request))
         for shard in overtaken:
             self.scheduler.given_back(shard)
@@ -157,7 +169,7 @@ class Feeder:
                 self._to_watch.set()
             else:
                 self.scheduler.remove(shard)
-        if self._dispatcher.ready < self._dispatcher.limit:
+        if self._pool.is_hungry:
             self._to_feed.set()
 
     # Watching: a batch that was cancelled or has expired is taken off the upstream.
@@ -181,10 +193,10 @@ class Feeder:
             shard.unread.clear()
             self._stopping_since[shard] = now
         if fresh:
-            self._dispatcher.stop_shards(fresh)
+            self._pool.stop_shards(fresh)
         late = {shard for shard, since in self._stopping_since.items() if shard.open and now - since >= grace}
         if late:
-            self._dispatcher.abort(late)
+            self._pool.abort(late)
         ended = [shard for shard in self.scheduler if (shard.stopping or shard.returning) and not shard.open]
         if ended:
             async with self._database.write() as connection:
@@ -203,6 +215,6 @@ class Feeder:
             shard.unread.clear()
             self._stopping_since.setdefault(shard, float("-inf"))
         if lost:
-            self._dispatcher.stop_shards(lost)
-            self._dispatcher.abort(lost)
+            self._pool.stop_shards(lost)
+            self._pool.abort(lost)
             self._to_watch.set()

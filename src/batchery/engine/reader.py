@@ -56,11 +56,12 @@ class Reader:
             with suppress(StoreError):
                 _note_prefix(shard, (await self._input(shard.batch_id)).index)
 
-    async def take(self, shard: LeasedShard, *, alike: bool = False) -> list[Work]:
+    async def take(self, shard: LeasedShard, *, alike: bool = False, keyed: bool = False) -> list[Work]:
         """The shard's next requests, which it then no longer lists as unread.
 
         Args:
             alike: go not far beyond those whose prompts begin like the first one's.
+            keyed: say with each how its prompt begins.
 
         Raises:
             StoreError: they cannot be read just now; the shard is as before.
@@ -84,6 +85,9 @@ class Reader:
             works.append(
                 Work(shard, place, request, custom_id=read.custom_id, url=read.url, body=memoryview(read.body))
             )
+        if keyed:
+            for work in works:
+                work.prefix = prefixes.key(work.request)
         if shard.copies is not None:
             for work in works:
                 work.copies = shard.copies.get(work.place, ())

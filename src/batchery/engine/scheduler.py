@@ -132,6 +132,7 @@ class Scheduler:
         self._urgent: dict[int, FairShare] = {}
         self._has_news = False
         self._credit = 0.0  # of the reserve, in requests
+        self._only: dict[str, frozenset[str]] = {}  # by batch: when these models were full it had nothing else to lease
         self._prefixes: dict[str, int] = {}  # by model: of what was read last
 
     def __iter__(self) -> Iterator[LeasedShard]:
@@ -157,6 +158,7 @@ class Scheduler:
         self._by_owner = {}
         for batch in running:
             self._put(_Entry(batch, batch.left - held.get(batch.id, 0)))
+        self._only = {id: models for id, models in self._only.items() if id in self._entries}
 
     def planned(self, batch: Running) -> None:
         """A batch has begun to run."""
@@ -172,7 +174,13 @@ class Scheduler:
     # Leasing.
 
     def wanted(
-        self, target: int, now: float, *, size: float, held_back: Collection[str] = frozenset()
+        self,
+        target: int,
+        now: float,
+        *,
+        size: float,
+        held_back: Collection[str] = frozenset(),
+        full: Collection[str] = frozenset(),
     ) -> dict[str, Wanted]:
         """What to lease, so that about `target` requests are at hand; the owners are charged for it.
 
@@ -181,18 +189,19 @@ class Scheduler:
             now: Unix seconds.
             size: requests in a shard, from those leased last.
             held_back: batches that nothing is to be leased from just now.
+            full: models of which nothing is to be read just now; what is leased of them does not count.
 
         Returns:
             By batch, in the order of their turns.
         """
         found: dict[str, Wanted] = {}
         whole = max(1, round(size))
-        waiting = self._waiting(now, held_back)
+        waiting = self._waiting(now, held_back, full)
         if not waiting:
             return found
         claims = {owner: _claim(entry, whole) for owner, entry in waiting.items()}
         self._rank = min(urgency(claim.deadline, now) for claim in claims.values())
-        unread = self.unread(held_back, now=now, urgent=self._rank)
+        unread = self.unread(held_back, full, now=now, urgent=self._rank)
         # Several are leased at a time, since each time costs a transaction.
         missing = 0 if 2 * unread > target else target - unread
         for _ in range(MAX_LEASES):
@@ -205,7 +214,7 @@ class Scheduler:
             found[entry.batch.id] = Wanted(shards + 1, before + each, share)
             entry.free -= each
             missing -= each
-            following = entry if entry.free > 0 else self._first_of(owner, now, held_back)
+            following = entry if entry.free > 0 else self._first_of(owner, now, held_back, full)
             if following is None:
                 del claims[owner]
             else:
@@ -213,15 +222,20 @@ class Scheduler:
                 claims[owner] = _claim(following, whole)
         return found
 
-    def _waiting(self, now: float, held_back: Collection[str]) -> dict[str, _Entry]:
+    def _waiting(
+        self, now: float, held_back: Collection[str], full: Collection[str] = frozenset()
+    ) -> dict[str, _Entry]:
         """For each owner with something to lease the batch that is due first."""
-        found = ((owner, self._first_of(owner, now, held_back)) for owner in self._by_owner)
+        found = ((owner, self._first_of(owner, now, held_back, full)) for owner in self._by_owner)
         return {owner: entry for owner, entry in found if entry is not None}
 
-    def _first_of(self, owner: str, now: float, held_back: Collection[str]) -> _Entry | None:
+    def _first_of(self, owner: str, now: float, held_back: Collection[str], full: Collection[str]) -> _Entry | None:
         for entry in self._by_owner[owner]:
-            if entry.free > 0 and entry.batch.deadline > now and entry.batch.id not in held_back:
-                return entry
+            id = entry.batch.id
+            if entry.free > 0 and entry.batch.deadline > now and id not in held_back:
+                only = self._only.get(id) if full else None
+                if only is None or not only.issubset(full):
+                    return entry
         return None
 
     def _turn(self, claims: dict[str, Claim], now: float) -> tuple[Claim, FairShare]:
@@ -241,13 +255,21 @@ class Scheduler:
         share.charge(claim)
         return claim, share
 
-    def leased(self, wanted: dict[str, Wanted], shards: Iterable[LeasedShard]) -> None:
-        """These shards were leased, of those that were wanted."""
+    def leased(
+        self, wanted: dict[str, Wanted], shards: Iterable[LeasedShard], full: Collection[str] = frozenset()
+    ) -> None:
+        """These shards were leased, of those that were wanted.
+
+        Args:
+            full: models of which none was to be leased.
+        """
         got: dict[str, list[LeasedShard]] = {id: [] for id in wanted}
         for shard in shards:
             got[shard.batch_id].append(shard)
         for id, some in got.items():
             count, size, share = wanted[id]
+            if full and not some:
+                self._only[id] = frozenset(full)
             entry = self._entries.get(id)
             if entry is None:  # as for a batch that has ended meanwhile
                 entry = _Entry(Running(id, "", 1.0, min((shard.deadline for shard in some), default=0), 0), 0)
@@ -294,7 +316,9 @@ class Scheduler:
 
     # Reading.
 
-    def next(self, now: float, monotonic: float, held_back: Collection[str] = ()) -> LeasedShard | None:
+    def next(
+        self, now: float, monotonic: float, held_back: Collection[str] = (), full: Collection[str] = ()
+    ) -> LeasedShard | None:
         """The shard to read from: of those with something unread that can be read the first in turn, or one near it
         that goes on with the prefix that was read last, or with the one that follows.
 
@@ -302,12 +326,13 @@ class Scheduler:
             now: Unix seconds.
             monotonic: on that clock.
             held_back: batches that nothing is to be read from just now.
+            full: models of which nothing is to be read just now.
         """
         self._queue = [shard for shard in self._queue if _is_readable(shard)]
         turns = [
             (self._rank_of(shard, self._leases[shard], now), self._leases[shard].order, shard)
             for shard in self._queue
-            if shard.unreadable_until <= monotonic and shard.batch_id not in held_back
+            if shard.unreadable_until <= monotonic and shard.batch_id not in held_back and shard.model not in full
         ]
         if not turns:
             return None
@@ -332,11 +357,23 @@ class Scheduler:
         """Whether there is more than one shard to read from."""
         return len(self._queue) > 1
 
-    def unread(self, held_back: Collection[str] = (), *, now: float = 0.0, urgent: int = 1 << 30) -> int:
+    def models(self) -> set[str]:
+        """The models of which something may be unread."""
+        return {shard.model for shard in self._queue}
+
+    def unread(
+        self,
+        held_back: Collection[str] = (),
+        full: Collection[str] = (),
+        *,
+        now: float = 0.0,
+        urgent: int = 1 << 30,
+    ) -> int:
         """Requests that are leased, not yet read, and no less urgent than that.
 
         Args:
             held_back: batches that do not count.
+            full: models that do not count.
             now: Unix seconds.
         """
         return sum(
@@ -344,6 +381,7 @@ class Scheduler:
             for shard in self._queue
             if _is_readable(shard)
             and shard.batch_id not in held_back
+            and shard.model not in full
             and self._rank_of(shard, self._leases[shard], now) <= urgent
         )
 

@@ -88,10 +88,26 @@ class Work:
         tries: its attempts so far.
         since: when the last of them failed, or the first began, on the event loop's clock.
         copies: (place, request) of the duplicates that are answered by its answer.
+        prefix: the key of the beginning that its prompt shares with others; 0 where it does not matter.
+        passed: one bit for each of the worker's upstreams that refused it for good, as another may not.
         aborted: whether it was taken off its upstream because its batch has ended.
     """
 
-    __slots__ = ("aborted", "body", "copies", "custom_id", "place", "request", "shard", "since", "size", "tries", "url")
+    __slots__ = (
+        "aborted",
+        "body",
+        "copies",
+        "custom_id",
+        "passed",
+        "place",
+        "prefix",
+        "request",
+        "shard",
+        "since",
+        "size",
+        "tries",
+        "url",
+    )
 
     def __init__(
         self, shard: LeasedShard, place: int, request: int, *, custom_id: str, url: str, body: bytes | memoryview
@@ -106,6 +122,8 @@ class Work:
         self.tries = Tries()
         self.since = 0.0
         self.copies: Sequence[tuple[int, int]] = ()
+        self.prefix = 0
+        self.passed = 0
         self.aborted = False
 
 

@@ -10,7 +10,7 @@ import asyncio
 import os
 import platform
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,11 @@ import structlog
 
 from batchery import __version__
 from batchery.engine.copies import Copies
-from batchery.engine.dispatcher import Dispatcher
 from batchery.engine.egress import Network
 from batchery.engine.feeder import Feeder
 from batchery.engine.finaliser import Finaliser
-from batchery.engine.limiter import AdaptiveLimit, FixedLimit
 from batchery.engine.planner import Planner
-from batchery.engine.quota import Quota
+from batchery.engine.pool import Destination, Pool
 from batchery.engine.reader import Reader
 from batchery.engine.reaper import Reaper
 from batchery.engine.recorder import Recorder
@@ -33,13 +31,12 @@ from batchery.engine.retention import Retention
 from batchery.engine.throughput import Throughput
 from batchery.engine.webhooks import Deliverer
 from batchery.engine.work import LeasedShard, Result
-from batchery.engine.yielding import LOOK, Yielding
+from batchery.engine.yielding import LOOK
 from batchery.store import agenda, batch_sums, batches, shards, workers
 from batchery.store.blobs import BlobStore
 from batchery.store.database import Database
 from batchery.store.errors import StoreError
 from batchery.store.ids import new_id
-from batchery.upstreams.base import TellsLoad, Upstream
 
 log = structlog.get_logger()
 
@@ -55,6 +52,9 @@ TELL = 1.0
 
 SILENCE = 2.0
 """Seconds between looks for workers that have died, and for logs that are left."""
+
+SURVEY = 15.0
+"""Seconds between looks at which upstream serves what, where there are several."""
 
 RETENTION = 60.0
 """Seconds between looks for what has expired or was deleted."""
@@ -73,19 +73,12 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How a worker works.
 
     Attributes:
-        max_in_flight: requests at the upstream at once; None to find out how many are best.
-        requests_per_minute, tokens_per_minute: what may be sent in any minute; None for no limit.
-        yield_share: of what the upstream works on that is given up at most while others wait there, 0 to 1.
         cancel_grace: seconds that requests in flight may take after their batch was cancelled or has expired.
         stop_grace: the same after the worker was asked to stop.
         alone: whether no other worker can be alive on this database.
         webhook_networks: networks that webhooks may go to although they are not the public internet's.
     """
 
-    max_in_flight: int | None = None
-    requests_per_minute: int | None = None
-    tokens_per_minute: int | None = None
-    yield_share: float = 0.0
     cancel_grace: float = 10.0
     stop_grace: float = 10.0
     alone: bool = False
@@ -98,11 +91,13 @@ class Worker:
     Args:
         database: the tables, migrated.
         blobs: the blob store.
-        upstream: the inference server.
+        destinations: the inference servers; at least one.
         settings: how.
     """
 
-    def __init__(self, database: Database, blobs: BlobStore, upstream: Upstream, settings: WorkerSettings) -> None:
+    def __init__(
+        self, database: Database, blobs: BlobStore, destinations: Sequence[Destination], settings: WorkerSettings
+    ) -> None:
         self.id = new_id()
         self._stop = asyncio.Event()
         self._to_beat = asyncio.Event()
@@ -115,19 +110,15 @@ class Worker:
         self._to_retain = asyncio.Event()
         self._to_tell = asyncio.Event()
         self._to_yield = asyncio.Event()
+        self._to_survey = asyncio.Event()
         self._database = database
         self._settings = settings
         self._reader = Reader(database, blobs)
         self._feeder = Feeder(database, self._reader, self.id, LEASE, self._to_feed, self._to_watch, self._to_finish)
         self._recorder = Recorder(database, self.id, self._feeder.recorded, self._to_finish.set, self._copied)
         self._copies = Copies(self._reader, self._recorder, self._feeder.settle)
-        limiter = AdaptiveLimit() if settings.max_in_flight is None else FixedLimit(settings.max_in_flight)
-        quota = Quota(settings.requests_per_minute, settings.tokens_per_minute)
-        self._dispatcher = Dispatcher(upstream, self._recorder, limiter, quota, self._to_feed.set, self._feeder.settle)
-        self._feeder.attach(self._dispatcher, self._recorder, self._copies)
-        self._yielding = None
-        if settings.yield_share and isinstance(upstream, TellsLoad):
-            self._yielding = Yielding(upstream, self._dispatcher, settings.yield_share)
+        self._pool = Pool(destinations, self._recorder, self._to_feed.set, self._feeder.settle)
+        self._feeder.attach(self._pool, self._recorder, self._copies)
         self._planner = Planner(database, self._reader, self.id, LEASE)
         self._finaliser = Finaliser(database, blobs, self._reader, self.id, LEASE)
         self._host = machine()
@@ -170,6 +161,7 @@ class Worker:
             StoreError: the database failed at the very start.
         """
         await self._enter()
+        await self._pool.survey()
         recording = asyncio.create_task(self._recorder.run())
         copying = asyncio.create_task(self._copies.run())
         heart = asyncio.create_task(self._forever(self._beat, self._to_beat, BEAT))
@@ -184,10 +176,15 @@ class Worker:
             asyncio.create_task(self._forever(self._retain, self._to_retain, RETENTION)),
             asyncio.create_task(self._forever(self._tell, self._to_tell, TELL)),
         ]
-        if self._yielding is not None:
-            roles.append(asyncio.create_task(self._forever(self._yielding.look, self._to_yield, LOOK)))
+        roles += [
+            asyncio.create_task(self._forever(lane.yielding.look, self._to_yield, LOOK))
+            for lane in self._pool.lanes
+            if lane.yielding is not None
+        ]
+        if not self._pool.is_single:
+            roles.append(asyncio.create_task(self._forever(self._pool.survey, self._to_survey, SURVEY)))
         stopping = asyncio.create_task(self._stop.wait())
-        failing = asyncio.create_task(self._dispatcher.failed())
+        failing = asyncio.create_task(self._pool.failed())
         self._defect = asyncio.get_running_loop().create_future()
         everything: list[asyncio.Future[Any]] = [*roles, recording, copying, stopping, failing, self._defect]
         try:
@@ -224,9 +221,10 @@ class Worker:
             self._to_retain,
             self._to_tell,
             self._to_yield,
+            self._to_survey,
         ):
             event.set()
-        await self._dispatcher.close(self._stop_grace)
+        await self._pool.close(self._stop_grace)
         self._copies.close()
         await asyncio.wait([copying], timeout=0 if self._abandoned else STEP_PATIENCE)
         copying.cancel()  # what it has not got to is still in the plan
@@ -256,7 +254,11 @@ class Worker:
                 ),
             )
         log.info(
-            "worker started", worker=self.id, max_in_flight=self._settings.max_in_flight or "adaptive", dead_before=dead
+            "worker started",
+            worker=self.id,
+            upstreams=[lane.name for lane in self._pool.lanes],
+            max_in_flight=[lane.max_in_flight or "adaptive" for lane in self._pool.lanes],
+            dead_before=dead,
         )
 
     async def _leave(self) -> None:
@@ -365,21 +367,11 @@ class Worker:
         return False
 
     def _snapshot(self) -> workers.Snapshot:
-        dispatcher, recorder = self._dispatcher, self._recorder
-        load = None if self._yielding is None else self._yielding.load
+        recorder = self._recorder
         return workers.Snapshot(
-            limit=dispatcher.uncapped,
-            allowed=dispatcher.limit,
-            in_flight=dispatcher.in_flight,
-            ready=dispatcher.ready,
-            waiting=dispatcher.waiting,
-            attempts={str(outcome): count for outcome, count in dispatcher.attempts.items()},
-            unsent=dispatcher.unsent,
-            tripped=dispatcher.tripped,
-            down=dispatcher.down,
-            upstream_waiting=None if load is None else load.waiting,
-            upstream_running=None if load is None else load.running,
-            upstream_cache=None if load is None else load.cache,
+            ready=self._pool.ready,
+            waiting=self._pool.waiting,
+            upstreams=self._pool.snapshots(),
             commit_seconds=recorder.seconds.distribution(),
             commit_results=recorder.sizes.distribution(),
         )

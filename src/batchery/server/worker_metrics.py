@@ -1,7 +1,8 @@
 """What workers said of themselves with their last heartbeats, as metrics: up to two seconds old.
 
 Every series has the worker's id as a label, so that counters never fall: a worker that starts anew has another id and
-begins other series, and those of one that has ended are gone. Pure.
+begins other series, and those of one that has ended are gone. What is about one upstream has its name as a label too.
+Pure.
 """
 
 from __future__ import annotations
@@ -11,17 +12,18 @@ from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-from batchery.store.workers import Distribution, Snapshot
+from batchery.store.workers import Distribution, Snapshot, UpstreamSnapshot
 
 Family = GaugeMetricFamily | CounterMetricFamily | HistogramMetricFamily
 
-_GAUGES: tuple[tuple[str, str, Callable[[Snapshot], float | None]], ...] = (
+_GAUGES: tuple[tuple[str, str, Callable[[UpstreamSnapshot], float | None]], ...] = (
     ("in_flight_limit", "Requests that may be in flight, as set or found.", lambda said: said.limit),
     (
         "in_flight_allowed",
         "Requests that may be in flight now: fewer than the limit while the upstream is down or others want it.",
         lambda said: said.allowed,
     ),
+    ("upstream_in_flight", "Requests sent and not yet answered.", lambda said: said.in_flight),
     ("upstream_down", "1 while the upstream is taken to be down, and only probed.", lambda said: said.down),
     (
         "breakers_open",
@@ -31,17 +33,17 @@ _GAUGES: tuple[tuple[str, str, Callable[[Snapshot], float | None]], ...] = (
     (
         "upstream_queue",
         "Requests that wait at the upstream, whoever sent them, as it says itself.",
-        lambda said: said.upstream_waiting,
+        lambda said: said.waiting,
     ),
     (
         "upstream_running",
         "Requests that the upstream works on, whoever sent them, as it says itself.",
-        lambda said: said.upstream_running,
+        lambda said: said.running,
     ),
     (
         "upstream_cache_usage_ratio",
         "The used share of the upstream's key-value cache, as it says itself.",
-        lambda said: said.upstream_cache,
+        lambda said: said.cache,
     ),
 )
 
@@ -61,33 +63,38 @@ def worker_metrics(snapshots: Mapping[str, Snapshot]) -> Iterator[Family]:
     Args:
         snapshots: by the worker's id.
     """
+    places = [(worker, said) for worker, snapshot in snapshots.items() for said in snapshot.upstreams]
     for name, text, value in _GAUGES:
-        gauge = GaugeMetricFamily(f"batchery_{name}", text, labels=("worker",))
-        for worker, said in snapshots.items():
+        gauge = GaugeMetricFamily(f"batchery_{name}", text, labels=("worker", "upstream"))
+        for worker, said in places:
             number = value(said)
             if number is not None:
-                gauge.add_metric((worker,), number)
+                gauge.add_metric((worker, said.name), number)
         yield gauge
-    requests = GaugeMetricFamily(
-        "batchery_worker_requests", "Requests that a worker holds.", labels=("worker", "state")
-    )
     attempts = CounterMetricFamily(
         "batchery_attempts",
         "Requests sent that came to an end, by HTTP status or kind of fault.",
-        labels=("worker", "outcome"),
+        labels=("worker", "upstream", "outcome"),
     )
-    unsent = CounterMetricFamily("batchery_unsent", "Requests that were failed without being sent.", labels=("worker",))
-    for worker, said in snapshots.items():
-        for state, count in (("in_flight", said.in_flight), ("ready", said.ready), ("retrying", said.waiting)):
-            requests.add_metric((worker, state), count)
+    unsent = CounterMetricFamily(
+        "batchery_unsent", "Requests that were failed without being sent.", labels=("worker", "upstream")
+    )
+    for worker, said in places:
         for outcome, count in said.attempts.items():
-            attempts.add_metric((worker, outcome), count)
-        unsent.add_metric((worker,), said.unsent)
+            attempts.add_metric((worker, said.name, outcome), count)
+        unsent.add_metric((worker, said.name), said.unsent)
+    requests = GaugeMetricFamily(
+        "batchery_worker_requests", "Requests that a worker holds.", labels=("worker", "state")
+    )
+    for worker, snapshot in snapshots.items():
+        sent = sum(said.in_flight for said in snapshot.upstreams)
+        for state, count in (("in_flight", sent), ("ready", snapshot.ready), ("retrying", snapshot.waiting)):
+            requests.add_metric((worker, state), count)
     yield from (requests, attempts, unsent)
     for name, text, distribution in _HISTOGRAMS:
         histogram = HistogramMetricFamily(f"batchery_{name}", text, labels=("worker",))
-        for worker, said in snapshots.items():
-            histogram.add_metric((worker,), *_buckets(distribution(said)))
+        for worker, snapshot in snapshots.items():
+            histogram.add_metric((worker,), *_buckets(distribution(snapshot)))
         yield histogram
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -77,6 +77,7 @@ async def claim(
     until: float,
     *,
     holding: Sequence[int] = (),
+    without: Collection[str] = (),
 ) -> list[ShardRow]:
     """Lease free shards of running batches, each batch's in plan order.
 
@@ -86,6 +87,7 @@ async def claim(
         now: Unix seconds; leases that ended before are free.
         until: when the leases lapse unless renewed.
         holding: the ids of shards that the worker has; it does not take them twice when their leases have lapsed.
+        without: models of which none is wanted.
 
     Returns:
         The shards, in the order of `wanted` and of their plans.
@@ -101,6 +103,7 @@ async def claim(
             shards.c.deadline > now,
             shards.c.lease_until.is_(None) | (shards.c.lease_until < now),
             shards.c.id.not_in(holding),
+            *((shards.c.model.not_in(without),) if without else ()),
         )
         .order_by(shards.c.id)
         .limit(count)

@@ -23,38 +23,50 @@ class Distribution(msgspec.Struct, frozen=True):
     sum: float = 0.0
 
 
-class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker says of itself with each heartbeat. Counts are from its start and never fall.
+class UpstreamSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker says of one of its upstreams. Counts are from the worker's start and never fall.
 
     Attributes:
+        name: what it is called.
         limit: requests that may be in flight, as set or found.
-        allowed: the same now, all things considered: fewer while the upstream is down, or while others want it.
+        allowed: the same now, all things considered: fewer while it is down, or while others want it.
         in_flight: requests sent and not yet answered.
-        ready: requests read and not yet sent.
-        waiting: requests that wait for another try.
         attempts: by outcome, an HTTP status or the kind of a fault.
         unsent: requests that were failed without being sent.
         tripped: kinds of requests that are failed so.
-        down: whether the upstream is taken to be down.
-        upstream_waiting, upstream_running: requests in the upstream's queue and those that it works on, whoever sent
-            them, as it says itself; None where it does not.
-        upstream_cache: the used share of its key-value cache, 0 to 1; likewise.
-        commit_seconds: how long commits of results took.
-        commit_results: how many results each had.
+        down: whether it is taken to be down.
+        waiting, running: requests in its queue and those that it works on, whoever sent them, as it says itself; None
+            where it does not.
+        cache: the used share of its key-value cache, 0 to 1; likewise.
     """
 
+    name: str = ""
     limit: int = 0
     allowed: int = 0
     in_flight: int = 0
-    ready: int = 0
-    waiting: int = 0
     attempts: dict[str, int] = {}
     unsent: int = 0
     tripped: int = 0
     down: bool = False
-    upstream_waiting: int | None = None
-    upstream_running: int | None = None
-    upstream_cache: float | None = None
+    waiting: int | None = None
+    running: int | None = None
+    cache: float | None = None
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker says of itself with each heartbeat.
+
+    Attributes:
+        ready: requests read and not yet sent.
+        waiting: requests that wait for another try.
+        upstreams: each that it sends to.
+        commit_seconds: how long commits of results took.
+        commit_results: how many results each had.
+    """
+
+    ready: int = 0
+    waiting: int = 0
+    upstreams: list[UpstreamSnapshot] = []
     commit_seconds: Distribution = Distribution()
     commit_results: Distribution = Distribution()
 
