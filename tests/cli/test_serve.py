@@ -8,13 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import openai
 import psutil
 import pytest
 
 from batchery.cli.options import read_settings
 from batchery.cli.serve import _environment
 from batchery.wire.prices import ModelPrices, Price, price_of
-from tests.processes import Process, serve, wait_for
+from tests.processes import Process, serve, server, simulator, wait_for
+from tests.requests import chat_line
 
 NOWHERE = "http://127.0.0.1:9"
 
@@ -42,8 +44,9 @@ def test_a_flag_beats_the_environment_which_beats_the_file(tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BATCHERY_PORT", "2")
     monkeypatch.setenv("BATCHERY_MAX_IN_FLIGHT", "2")
-    settings = read_settings(None, max_in_flight=3)
-    assert (settings.upstream, settings.port, settings.max_in_flight) == ("http://file", 2, 3)
+    settings = read_settings(None, max_in_flight=["3"])
+    (upstream,) = settings.upstreams
+    assert (upstream.url, settings.port, upstream.max_in_flight) == ("http://file", 2, 3)
     assert settings.windows == ("1h",)
     assert settings.cancel_grace == 10.0
 
@@ -53,13 +56,83 @@ def test_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "batchery.toml").write_text("this is no TOML")
     other = tmp_path / "other.toml"
     other.write_text('upstream = "http://other"\n')
-    assert read_settings(other).upstream == "http://other"
+    assert read_settings(other).upstream == ("http://other",)
+
+
+def test_several_upstreams_each_with_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "batchery.toml").write_text(
+        'upstream = ["http://one", "http://two"]\nmax_in_flight = [64, "auto"]\nyield_to_interactive = 0.25\n'
+        'upstream_metrics = ["off", "http://two:9/metrics"]\n'
+    )
+    monkeypatch.setenv("BATCHERY_REQUESTS_PER_MINUTE", "none,500")
+    one, two = read_settings(None, upstream_key_env=["none", "TWO"], tokens_per_minute=["9"]).upstreams
+    assert (one.url, one.key_env, one.metrics) == ("http://one", None, "off")
+    assert (two.url, two.key_env, two.metrics) == ("http://two", "TWO", "http://two:9/metrics")
+    assert (one.max_in_flight, one.requests_per_minute, one.tokens_per_minute) == (64, None, 9)
+    assert (two.max_in_flight, two.requests_per_minute, two.tokens_per_minute) == (None, 500, 9)
+    assert (one.yield_share, two.yield_share) == (0.25, 0.25)
+    monkeypatch.delenv("BATCHERY_REQUESTS_PER_MINUTE")
+    monkeypatch.setenv("BATCHERY_UPSTREAM", "http://a http://b,http://c")
+    one, *others = read_settings(None, max_in_flight=["8", "auto", "9"], upstream_metrics=["auto"]).upstreams
+    assert [one.url, *(other.url for other in others)] == ["http://a", "http://b", "http://c"]
+    assert [other.max_in_flight for other in others] == [None, 9]
+
+
+def test_the_worker_is_told_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Through its environment, whatever the settings came from."""
+    monkeypatch.chdir(tmp_path)
+    settings = read_settings(
+        None,
+        upstream=["http://a", "http://b/v1"],
+        upstream_key_env=["none", "B"],
+        max_in_flight=["7", "auto"],
+        tokens_per_minute=["70"],
+        yield_to_interactive=["0.1", "1"],
+    )
+    environment = _environment(settings)
+    for name, value in environment.items():
+        if name.startswith("BATCHERY_"):
+            monkeypatch.setenv(name, value)
+    assert read_settings(None).upstreams == settings.upstreams
+
+
+def test_each_request_goes_to_the_upstream_with_its_model(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    with (
+        simulator(tmp_path / "one", "--models", "a,both") as one,
+        simulator(tmp_path / "two", "--models", "b,both") as two,
+        server(tmp_path, one.url, "--upstream", two.url, "--max-in-flight", "8") as running,
+    ):
+        client = openai.OpenAI(base_url=running.url + "/v1", api_key="any", max_retries=0)
+        assert sorted(model.id for model in client.models.list()) == ["a", "b", "both"]
+        data = b"".join(
+            chat_line(f"{model}{i}", f"{i}", model=model) for i in range(50) for model in ("a", "b", "both")
+        )
+        file = client.files.create(file=("input.jsonl", data), purpose="batch")
+        batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+        wait_for(lambda: client.batches.retrieve(batch.id).status == "completed", what="the end of the batch")
+        counts = client.batches.retrieve(batch.id).request_counts
+        assert counts is not None
+        assert (counts.completed, counts.failed) == (150, 0)
+        received = [upstream.get("/simulator/stats")["received"] for upstream in (one, two)]
+        assert min(received) > 50
+        assert sum(received) == 150
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ((), "--upstream is needed"),
+        (("--upstream", ""), "--upstream: name an inference server"),
+        (("--upstream", NOWHERE, "--upstream", NOWHERE + "/v1/"), "named twice"),
+        (
+            ("--upstream", NOWHERE, "--upstream", NOWHERE + "1", *(3 * ("--max-in-flight", "1"))),
+            "--max-in-flight: there are 3 of it and 2 of --upstream",
+        ),
+        (("--upstream", NOWHERE, "--max-in-flight", "many"), "'many' is not a whole number from 1 to 65536, or auto"),
+        (("--upstream", NOWHERE, "--yield-to-interactive", "1.5"), "'1.5' is not a number from 0 to 1"),
         (("--upstream", "ftp://x"), "is not an upstream URL"),
         (("--upstream", "http://user:secret@x"), "--upstream-key-env"),
         (("--upstream", NOWHERE, "--upstream-key-env", "NOT_SET"), "NOT_SET"),
@@ -167,7 +240,7 @@ def test_it_ends_with_whoever_started_it(tmp_path: Path) -> None:
     assert b"listening" in process.stdout.readline()
     children = psutil.Process(process.pid).children()
     process.stdin.close()
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     process.stdout.close()
     assert psutil.wait_procs(children, 5)[1] == []
 

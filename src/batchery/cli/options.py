@@ -10,6 +10,7 @@ import typer
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
+from batchery.engine.pool import Destination
 from batchery.server.settings import CONFIG_FILE, Settings
 from batchery.upstreams.http import HttpUpstream, InvalidUpstreamError
 
@@ -34,7 +35,7 @@ def read_settings(config: Path | None, *, needs_upstream: bool = True, **flags: 
     Raises:
         typer.Exit: something is wrong with them, which has been said.
     """
-    given = {name: value for name, value in flags.items() if value is not None}
+    given = {name: value for name, value in flags.items() if value is not None and value != []}
     file = CONFIG_FILE if config is None else config
     if config is not None and not config.is_file():
         fail(f"--config {config}: there is no such file")
@@ -43,7 +44,7 @@ def read_settings(config: Path | None, *, needs_upstream: bool = True, **flags: 
         config_file: ClassVar[Path] = file
 
     class WithoutUpstream(FromFile):
-        upstream: str = ""
+        upstream: tuple[str, ...] | str = ()
 
     try:
         return (FromFile if needs_upstream else WithoutUpstream)(**given)
@@ -64,20 +65,31 @@ def read_settings(config: Path | None, *, needs_upstream: bool = True, **flags: 
         fail(f"{file} or the environment cannot be read: {error}")
 
 
-def open_upstream(settings: Settings) -> HttpUpstream:
-    """The upstream that the settings name.
+def open_upstreams(settings: Settings) -> list[Destination]:
+    """The upstreams that the settings name.
 
     Raises:
-        typer.Exit: its address is not one, or its key's variable is empty, which has been said.
+        typer.Exit: an address is not one, or a key's variable is empty, which has been said.
     """
-    key = None
-    if settings.upstream_key_env is not None:
-        key = os.environ.get(settings.upstream_key_env)
-        if not key:
-            fail(f"--upstream-key-env names {settings.upstream_key_env}, but that environment variable is not set")
-    try:
-        return HttpUpstream(
-            settings.upstream, key=key, timeout=settings.request_timeout, metrics=settings.upstream_metrics
+    found: dict[str, Destination] = {}
+    for one in settings.upstreams:
+        key = None
+        if one.key_env is not None:
+            key = os.environ.get(one.key_env)
+            if not key:
+                fail(f"--upstream-key-env names {one.key_env}, but that environment variable is not set")
+        try:
+            upstream = HttpUpstream(one.url, key=key, timeout=settings.request_timeout, metrics=one.metrics)
+        except InvalidUpstreamError as error:
+            fail(str(error))
+        if upstream.url in found:
+            fail(f"--upstream {one.url} is named twice; name each inference server once")
+        found[upstream.url] = Destination(
+            upstream=upstream,
+            name=upstream.url,
+            max_in_flight=one.max_in_flight,
+            requests_per_minute=one.requests_per_minute,
+            tokens_per_minute=one.tokens_per_minute,
+            yield_share=one.yield_share,
         )
-    except InvalidUpstreamError as error:
-        fail(str(error))
+    return list(found.values())

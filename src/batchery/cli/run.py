@@ -50,8 +50,8 @@ def run(
         str | None,
         typer.Option(
             metavar="URL|MODEL.gguf|simulator",
-            help="Start a server here for this job, in front of this inference server, or of this local model; "
-            "simulator: made-up answers.",
+            help="Start a server here for this job, in front of this inference server (or of several, separated by "
+            "commas), or of this local model; simulator: made-up answers.",
         ),
     ] = None,
     window: Annotated[

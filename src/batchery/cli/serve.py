@@ -16,6 +16,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from batchery.cli.upstream_options import (
+    MaxInFlightOption,
+    RequestsPerMinuteOption,
+    TokensPerMinuteOption,
+    UpstreamKeyEnvOption,
+    UpstreamMetricsOption,
+    UpstreamOption,
+    YieldOption,
+)
+
 if TYPE_CHECKING:
     from batchery.server.settings import Settings
     from batchery.store.database import Database
@@ -33,6 +43,8 @@ Examples:
 
   batchery serve --upstream https://api.example.com/v1 --upstream-key-env EXAMPLE_API_KEY --max-in-flight 64
 
+  batchery serve --upstream http://gpu1:8000 --upstream http://gpu2:8000 --max-in-flight 256 --max-in-flight 64
+
   batchery serve --upstream http://gpu:8000 --data-dir /var/lib/batchery --completion-windows 24h,1h,30m
 
 Every option is also an environment variable (BATCHERY_UPSTREAM, BATCHERY_DATA_DIR, ...) and a key of batchery.toml in
@@ -47,39 +59,13 @@ def serve(
     data_dir: Annotated[
         Path | None, typer.Option(help="Where the database and the files go.", show_default="batchery-data")
     ] = None,
-    upstream: Annotated[
-        str | None,
-        typer.Option(
-            help="The inference server's base URL, as an OpenAI client takes it; a /v1 at its end is optional."
-        ),
-    ] = None,
-    upstream_key_env: Annotated[
-        str | None, typer.Option(help="The environment variable that holds the inference server's key.")
-    ] = None,
-    max_in_flight: Annotated[
-        int | None, typer.Option(help="Requests at the upstream at once.", show_default="as many as serve best")
-    ] = None,
-    requests_per_minute: Annotated[
-        int | None, typer.Option(help="Requests sent to the upstream in any minute.", show_default="no limit")
-    ] = None,
-    tokens_per_minute: Annotated[
-        int | None, typer.Option(help="Tokens, in and out, in any minute.", show_default="no limit")
-    ] = None,
-    yield_to_interactive: Annotated[
-        float | None,
-        typer.Option(
-            help="Share of the inference server to leave to others while their requests wait there, 0 to 1.",
-            show_default="0.5, or 0 with --max-in-flight",
-        ),
-    ] = None,
-    upstream_metrics: Annotated[
-        str | None,
-        typer.Option(
-            metavar="auto|off|URL",
-            help="Where the inference server's own metrics are, which say whether requests wait there.",
-            show_default="auto: at /metrics",
-        ),
-    ] = None,
+    upstream: UpstreamOption = None,
+    upstream_key_env: UpstreamKeyEnvOption = None,
+    max_in_flight: MaxInFlightOption = None,
+    requests_per_minute: RequestsPerMinuteOption = None,
+    tokens_per_minute: TokensPerMinuteOption = None,
+    yield_to_interactive: YieldOption = None,
+    upstream_metrics: UpstreamMetricsOption = None,
     request_timeout: Annotated[
         float | None, typer.Option(help="Seconds that one request may take at the upstream.", show_default="600")
     ] = None,
@@ -133,7 +119,7 @@ def serve(
     import uvloop  # noqa: PLC0415
 
     from batchery.cli import logs  # noqa: PLC0415
-    from batchery.cli.options import fail, open_upstream, read_settings  # noqa: PLC0415
+    from batchery.cli.options import fail, open_upstreams, read_settings  # noqa: PLC0415
     from batchery.server.supervisor import FolderInUseError, FolderLock  # noqa: PLC0415
 
     settings = read_settings(
@@ -162,7 +148,7 @@ def serve(
         webhook_networks=webhook_networks,
         log_level=log_level,
     )
-    open_upstream(settings)
+    open_upstreams(settings)
     logs.configure(settings.log_level, "server")
     _raise_file_limit()
     lock = None
@@ -226,7 +212,7 @@ def _port(settings: Settings) -> int:
 
 
 async def _serve(settings: Settings, lock: object, exit_with_stdin: bool) -> int:
-    from batchery.cli.options import open_upstream  # noqa: PLC0415
+    from batchery.cli.options import open_upstreams  # noqa: PLC0415
     from batchery.server.supervisor import FolderLock, Supervisor  # noqa: PLC0415
     from batchery.store.blobs import open_folder, open_url  # noqa: PLC0415
     from batchery.store.database import Database  # noqa: PLC0415
@@ -254,11 +240,12 @@ async def _serve(settings: Settings, lock: object, exit_with_stdin: bool) -> int
     await supervisor.start()  # before the web framework is imported, so that work goes on at once after a crash
 
     from batchery.engine.orphans import Orphans  # noqa: PLC0415
+    from batchery.engine.pool import list_models  # noqa: PLC0415
     from batchery.server.app import create_app  # noqa: PLC0415
     from batchery.server.context import Context  # noqa: PLC0415
     from batchery.server.http import serve_http  # noqa: PLC0415
 
-    upstream = open_upstream(settings)
+    upstreams = [destination.upstream for destination in open_upstreams(settings)]
     app = create_app(
         Context(
             database=database,
@@ -271,7 +258,7 @@ async def _serve(settings: Settings, lock: object, exit_with_stdin: bool) -> int
             max_downloads=settings.max_downloads,
             file_expiry=UPLOAD_EXPIRY,
             wake=supervisor.wake,
-            list_models=upstream.models,
+            list_models=lambda: list_models(upstreams),
             webhook_networks=settings.allowed_networks,
             stopping=stop,
         )
@@ -286,7 +273,8 @@ async def _serve(settings: Settings, lock: object, exit_with_stdin: bool) -> int
             if task is not None:
                 task.cancel()
         await supervisor.stop(settings.stop_grace + 10)
-        await upstream.close()
+        for upstream in upstreams:
+            await upstream.close()
         await database.close()
     return 0
 

@@ -14,6 +14,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from batchery.cli.upstream_options import (
+    MaxInFlightOption,
+    RequestsPerMinuteOption,
+    TokensPerMinuteOption,
+    UpstreamKeyEnvOption,
+    UpstreamMetricsOption,
+    UpstreamOption,
+    YieldOption,
+)
+
 if TYPE_CHECKING:
     from batchery.engine.worker import Worker
 
@@ -27,34 +37,13 @@ def worker(
     ] = None,
     store: Annotated[str | None, typer.Option(help="The blob store that the server uses, such as s3://bucket.")] = None,
     data_dir: Annotated[str | None, typer.Option(help="The data folder, where there is no --database.")] = None,
-    upstream: Annotated[str | None, typer.Option(help="The inference server's base URL.")] = None,
-    upstream_key_env: Annotated[
-        str | None, typer.Option(help="The environment variable that holds the inference server's key.")
-    ] = None,
-    max_in_flight: Annotated[
-        int | None, typer.Option(help="Requests at the upstream at once.", show_default="as many as serve best")
-    ] = None,
-    requests_per_minute: Annotated[
-        int | None, typer.Option(help="Requests that this worker sends in any minute.", show_default="no limit")
-    ] = None,
-    tokens_per_minute: Annotated[
-        int | None, typer.Option(help="Tokens, in and out, in any minute.", show_default="no limit")
-    ] = None,
-    yield_to_interactive: Annotated[
-        float | None,
-        typer.Option(
-            help="Share of the inference server to leave to others while their requests wait there, 0 to 1.",
-            show_default="0.5, or 0 with --max-in-flight",
-        ),
-    ] = None,
-    upstream_metrics: Annotated[
-        str | None,
-        typer.Option(
-            metavar="auto|off|URL",
-            help="Where the inference server's own metrics are, which say whether requests wait there.",
-            show_default="auto: at /metrics",
-        ),
-    ] = None,
+    upstream: UpstreamOption = None,
+    upstream_key_env: UpstreamKeyEnvOption = None,
+    max_in_flight: MaxInFlightOption = None,
+    requests_per_minute: RequestsPerMinuteOption = None,
+    tokens_per_minute: TokensPerMinuteOption = None,
+    yield_to_interactive: YieldOption = None,
+    upstream_metrics: UpstreamMetricsOption = None,
     webhook_networks: Annotated[
         str | None, typer.Option(help="Networks that webhooks may go to besides the public internet.")
     ] = None,
@@ -71,7 +60,7 @@ def worker(
     import uvloop  # noqa: PLC0415
 
     from batchery.cli import logs  # noqa: PLC0415
-    from batchery.cli.options import open_upstream, read_settings  # noqa: PLC0415
+    from batchery.cli.options import open_upstreams, read_settings  # noqa: PLC0415
     from batchery.engine.worker import Worker, WorkerSettings  # noqa: PLC0415
     from batchery.server.settings import Settings  # noqa: PLC0415
     from batchery.store.blobs import open_folder, open_url  # noqa: PLC0415
@@ -96,16 +85,12 @@ def worker(
     async def main(settings: Settings) -> None:
         database = Database(settings.database_url)
         blobs = open_folder(settings.data_dir / "blobs") if settings.store is None else open_url(settings.store)
-        upstream = open_upstream(settings)
+        destinations = open_upstreams(settings)
         runner = Worker(
             database,
             blobs,
-            upstream,
+            destinations,
             WorkerSettings(
-                max_in_flight=settings.max_in_flight,
-                requests_per_minute=settings.requests_per_minute,
-                tokens_per_minute=settings.tokens_per_minute,
-                yield_share=settings.yield_share,
                 cancel_grace=settings.cancel_grace,
                 stop_grace=settings.stop_grace,
                 alone=alone,
@@ -119,7 +104,8 @@ def worker(
         await runner.run()
         if listening is not None:
             listening.cancel()
-        await upstream.close()
+        for destination in destinations:
+            await destination.upstream.close()
         await database.close()
 
     # What has been made so far stays, and what requests leave has no cycles, so looking for some is rarely worth it.

@@ -64,7 +64,8 @@ def local_server(
 
     Args:
         data_dir: its data folder, made if missing; its log goes there too.
-        upstream: the URL of an inference server; or `simulator`, or a GGUF model's path, to have one started as well.
+        upstream: the URL of an inference server, or of several, separated by commas; or `simulator`, or a GGUF model's
+            path, to have one started as well.
         upstream_key_env: the environment variable with the upstream's key.
         max_in_flight: requests in flight; None for the server's own choice.
         window: a completion window that it must offer.
@@ -122,7 +123,8 @@ def check_upstream(upstream: str, key_env: str | None) -> None:
         if not is_gguf:
             raise SettingsError(f"{upstream} is not a GGUF model: it does not begin with GGUF")
     elif upstream != "simulator":
-        normalise_base_url(upstream)
+        for url in upstream.split(","):
+            normalise_base_url(url)
     if key_env is not None and not os.environ.get(key_env):
         raise SettingsError(f"--upstream-key-env names {key_env}, but that variable is not set")
 

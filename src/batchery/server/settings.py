@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import ipaddress
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, Field, field_validator
+import msgspec
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from batchery.engine.egress import Network, parse_networks
@@ -49,6 +51,79 @@ def _prices(value: Any) -> str:
     return value
 
 
+def _split(value: Any) -> Any:
+    """A list as people write one, `a,b` or `a b`, or as a file has it; its entries as text."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int | float):
+        return (str(value),)
+    if isinstance(value, list | tuple):
+        parts = [str(entry) for entry in value if isinstance(entry, str | int | float) and not isinstance(entry, bool)]
+        value = ",".join(parts) if len(parts) == len(value) else value
+    return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
+
+
+def _each(read: Callable[[str], object]) -> Callable[[Any], Any]:
+    """Reads a setting that is given once for all upstreams, or once for each in their order; kept as text."""
+
+    def split(value: Any) -> Any:
+        found = _split(value)
+        if isinstance(found, tuple):
+            for entry in found:
+                read(entry)
+        return found
+
+    return split
+
+
+def _number(
+    kind: type[int] | type[float], least: float, most: float, word: str | None
+) -> Callable[[str], float | None]:
+    def read(text: str) -> float | None:
+        if text == word:
+            return None
+        try:
+            number = kind(text)
+        except ValueError:
+            number = kind(least - 1)
+        if not least <= number <= most:
+            whole = "a whole number" if kind is int else "a number"
+            also = "" if word is None else f", or {word}"
+            raise ValueError(f"{text!r} is not {whole} from {least:g} to {most:.15g}{also}")
+        return number
+
+    return read
+
+
+_in_flight = _number(int, 1, 65_536, "auto")
+_requests = _number(int, 1, 100_000_000, "none")
+_tokens = _number(int, 1, 1_000_000_000_000, "none")
+_share = _number(float, 0, 1, None)
+
+_Each = tuple[str, ...] | str
+
+
+class UpstreamSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """An upstream, and how it is used.
+
+    Attributes:
+        url: its base URL, as it was given.
+        key_env: the environment variable with its key; None for no key.
+        metrics: where its own metrics are: `auto`, `off` or a URL.
+        max_in_flight: requests there at once; None to find out how many are best.
+        requests_per_minute, tokens_per_minute: what each worker may send it in any minute; None for no limit.
+        yield_share: of what it works on that is given up at most for others there, 0 to 1.
+    """
+
+    url: str
+    key_env: str | None
+    metrics: str
+    max_in_flight: int | None
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    yield_share: float
+
+
 class Settings(BaseSettings):
     """What `batchery serve` and `batchery worker` can be told."""
 
@@ -61,13 +136,15 @@ class Settings(BaseSettings):
     data_dir: Path = Path("batchery-data")
     database: str | None = None
     store: str | None = None
-    upstream: str = Field(min_length=1)
-    upstream_key_env: str | None = None
-    max_in_flight: int | None = Field(None, ge=1, le=65_536)
-    requests_per_minute: int | None = Field(None, ge=1, le=100_000_000)
-    tokens_per_minute: int | None = Field(None, ge=1, le=1_000_000_000_000)
-    yield_to_interactive: float | None = Field(None, ge=0, le=1)
-    upstream_metrics: str = "auto"
+    upstream: Annotated[_Each, BeforeValidator(_split)]
+    # Of the upstreams, each given once for all of them or once for each; kept as text, so that a worker gets them
+    # through its environment as they are.
+    upstream_key_env: Annotated[_Each, BeforeValidator(_split)] = ()
+    max_in_flight: Annotated[_Each, BeforeValidator(_each(_in_flight))] = ()
+    requests_per_minute: Annotated[_Each, BeforeValidator(_each(_requests))] = ()
+    tokens_per_minute: Annotated[_Each, BeforeValidator(_each(_tokens))] = ()
+    yield_to_interactive: Annotated[_Each, BeforeValidator(_each(_share))] = ()
+    upstream_metrics: Annotated[_Each, BeforeValidator(_split)] = ("auto",)
     request_timeout: float = Field(600.0, gt=0, le=86_400)
     cancel_grace: float = Field(10.0, ge=0, le=600)
     stop_grace: float = Field(10.0, ge=0, le=600)
@@ -83,6 +160,31 @@ class Settings(BaseSettings):
     # A table by model, kept as its JSON for the same reason.
     prices: Annotated[str, BeforeValidator(_prices)] = "{}"
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
+
+    @field_validator("upstream")
+    @classmethod
+    def _upstream(cls, value: _Each) -> _Each:
+        if not value:
+            raise ValueError("name an inference server, such as http://127.0.0.1:8000/v1")
+        return value
+
+    @field_validator(
+        "upstream_key_env",
+        "max_in_flight",
+        "requests_per_minute",
+        "tokens_per_minute",
+        "yield_to_interactive",
+        "upstream_metrics",
+    )
+    @classmethod
+    def _one_or_each(cls, value: _Each, info: ValidationInfo) -> _Each:
+        upstreams = len(info.data.get("upstream", value))
+        if len(value) > 1 and len(value) != upstreams:
+            raise ValueError(
+                f"there are {len(value)} of it and {upstreams} of --upstream; give one for all, or one for each in "
+                "their order"
+            )
+        return value
 
     @field_validator("database")
     @classmethod
@@ -123,12 +225,32 @@ class Settings(BaseSettings):
         return Limits(self.max_file_bytes, self.max_line_bytes, self.max_requests)
 
     @property
-    def yield_share(self) -> float:
-        """Of what the upstream works on that is given up at most for others there; a number of requests in flight that
-        the operator has set is kept to, unless both are."""
-        if self.yield_to_interactive is not None:
-            return self.yield_to_interactive
-        return YIELD_SHARE if self.max_in_flight is None else 0.0
+    def upstreams(self) -> tuple[UpstreamSettings, ...]:
+        """Each upstream, with what was said of it."""
+        urls = self.upstream
+        assert isinstance(urls, tuple)
+        found = []
+        for place, url in enumerate(urls):
+            key_env = _of(self.upstream_key_env, place)
+            limit = _of(self.max_in_flight, place)
+            requests = _of(self.requests_per_minute, place)
+            tokens = _of(self.tokens_per_minute, place)
+            share = _of(self.yield_to_interactive, place)
+            max_in_flight = None if limit is None or limit == "auto" else int(limit)
+            # A number of requests in flight that the operator has set is kept to, unless both are.
+            yields = YIELD_SHARE if max_in_flight is None else 0.0
+            found.append(
+                UpstreamSettings(
+                    url=url,
+                    key_env=None if key_env == "none" else key_env,
+                    metrics=_of(self.upstream_metrics, place) or "auto",
+                    max_in_flight=max_in_flight,
+                    requests_per_minute=None if requests is None or requests == "none" else int(requests),
+                    tokens_per_minute=None if tokens is None or tokens == "none" else int(tokens),
+                    yield_share=yields if share is None else float(share),
+                )
+            )
+        return tuple(found)
 
     @property
     def database_url(self) -> str:
@@ -149,3 +271,8 @@ class Settings(BaseSettings):
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+
+def _of(values: _Each, place: int) -> str | None:
+    """What was said for an upstream; None if nothing was."""
+    return values[place if len(values) > 1 else 0] if values else None
