@@ -97,6 +97,7 @@ def main() -> None:
     params.model.path = str(model)
     params.n_ctx = CONTEXT * slots
     params.n_parallel = slots
+    params.endpoint_metrics = True
     params.cache_ram_mib = 0  # no second cache behind the slots
     params.cpuparams.n_threads = 1
     params.cpuparams_batch.n_threads = 1

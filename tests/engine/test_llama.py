@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
+import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from batchery.engine import worker as worker_module
 from batchery.upstreams.http import HttpUpstream
 from tests.engine.llama import llama_server
 from tests.engine.rig import Rig
@@ -66,3 +69,36 @@ async def test_shuffled_requests_find_the_cache_as_if_sorted(rig: Rig, tmp_path:
     # Of several slots the server chooses by itself, and runs of the same order differ by a tenth.
     assert found >= (0.95 if slots == 1 else 0.85) * best, f"{found} of {best} tokens; {worst} in the order of the file"
     assert all(answer["usage"]["completion_tokens"] == 2 for answer in answers)
+
+
+SLOTS, IN_FLIGHT, OTHERS = 4, 32, 12
+
+
+async def wait_of_others(rig: Rig, url: str, share: float) -> float:
+    """How long others wait for an answer there on average, while a batch has more in flight than there are slots."""
+    body = {"max_tokens": 48, "temperature": 0, "ignore_eos": True}
+    lines = [chat_line(str(i), f"{share} {i}", **body) for i in range(1_500)]
+    async with rig.working(HttpUpstream(url), max_in_flight=IN_FLIGHT, yield_share=share, stop_grace=0.0) as worker:
+        id = await rig.create(await rig.upload(lines))
+        worker.wake()
+        await rig.until(id, lambda row: row.completed > 2 * IN_FLIGHT)
+        took = []
+        for i in range(OTHERS):
+            began = time.monotonic()
+            await asyncio.to_thread(cached, [chat_line("other", f"somebody else {share} {i}", **body)], url, 1)
+            took.append(time.monotonic() - began)
+        (upstream,) = worker._pool.snapshots()
+        if share:
+            assert upstream.running is not None  # the server tells, and is asked
+            assert upstream.allowed < IN_FLIGHT
+        assert (await rig.batch(id)).status == "in_progress"
+    return sum(took) / OTHERS
+
+
+async def test_batch_work_makes_room_for_others(rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what llama.cpp's own metrics say of its queue."""
+    monkeypatch.setattr(worker_module, "LOOK", 0.05)
+    with llama_server(tmp_path, slots=SLOTS) as url:
+        stubborn = await wait_of_others(rig, url, 0.0)
+        yielding = await wait_of_others(rig, url, 1.0)
+    assert yielding < 0.6 * stubborn, (yielding, stubborn)
