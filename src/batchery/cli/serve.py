@@ -263,16 +263,17 @@ async def _serve(settings: Settings, lock: object, exit_with_stdin: bool) -> int
             stopping=stop,
         )
     )
-    listening = asyncio.create_task(_stop_with_stdin(stop)) if exit_with_stdin else None
+    beside = [asyncio.create_task(_stop_with_stdin(stop))] if exit_with_stdin else []
     orphans = Orphans(database, blobs, alone=lock is not None and settings.store is None)
-    sweeping = asyncio.create_task(orphans.run(started))
+    beside.append(asyncio.create_task(orphans.run(started)))
     try:
         await serve_http(app, settings.host, settings.port, stop, lambda: _ready(settings))
     finally:
-        for task in (listening, sweeping):
-            if task is not None:
-                task.cancel()
+        for task in beside:
+            task.cancel()
         await supervisor.stop(settings.stop_grace + 10)
+        # A sweep may be in the middle of a transaction, and needs the database to leave it.
+        await asyncio.gather(*beside, return_exceptions=True)
         for upstream in upstreams:
             await upstream.close()
         await database.close()
