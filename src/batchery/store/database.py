@@ -8,9 +8,10 @@ another moment.
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from batchery.store.errors import StoreUnavailable, classify
+from batchery.store.turns import BEGIN, POLL_MS, TurnTaking
 
 REVISION = "0004"
 """The migration that this code needs; a test holds it to the newest in `migrations/`."""
@@ -64,8 +66,12 @@ class Database:
 
     def __init__(self, url: str, *, readers: int = READERS) -> None:
         self.is_sqlite = sa.make_url(url).get_backend_name() == "sqlite"
+        self._queue: AbstractAsyncContextManager[None] = nullcontext()
         if self.is_sqlite:
-            self._writer = _sqlite_engine(url, "BEGIN IMMEDIATE", 1)
+            # Not the pool's queue: whoever waits there is not woken when the only connection could not be made because
+            # its task was cancelled meanwhile.
+            self._queue = asyncio.Lock()
+            self._writer = _sqlite_engine(url, BEGIN, 1)
             self._reader = _sqlite_engine(url, "BEGIN", readers)
         else:
             self._writer = create_async_engine(url, pool_size=readers + 2, max_overflow=4, pool_pre_ping=True)
@@ -88,7 +94,7 @@ class Database:
         Raises:
             StoreUnavailable, StoreFull: the database failed; nothing of the block has happened.
         """
-        async with self._connect(self._writer) as connection:
+        async with self._queue, self._connect(self._writer) as connection:
             yield connection
 
     @asynccontextmanager
@@ -147,8 +153,14 @@ def _is_defect(error: DBAPIError) -> bool:
 
 
 def _sqlite_engine(url: str, begin: str, size: int) -> AsyncEngine:
+    writes = begin == BEGIN
     engine = create_async_engine(
-        url, poolclass=sa.pool.AsyncAdaptedQueuePool, pool_size=size, max_overflow=0, pool_timeout=60
+        url,
+        poolclass=sa.pool.AsyncAdaptedQueuePool,
+        pool_size=size,
+        max_overflow=0,
+        pool_timeout=60,
+        connect_args={"factory": TurnTaking} if writes else {},
     )
 
     @event.listens_for(engine.sync_engine, "connect")
@@ -161,6 +173,8 @@ def _sqlite_engine(url: str, begin: str, size: int) -> AsyncEngine:
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.execute("PRAGMA journal_size_limit=67108864")
         cursor.execute("PRAGMA cache_size=-8192")
+        if writes:
+            cursor.execute(f"PRAGMA busy_timeout={POLL_MS}")
         cursor.close()
 
     @event.listens_for(engine.sync_engine, "begin")
