@@ -50,6 +50,12 @@ BEAT = 2.0
 POLL = 0.25
 """Seconds between looks at the database when nobody says that there is something new."""
 
+LOOK_SPACING = 0.1
+PLAN_SPACING = 0.05
+TELL_SPACING = 0.1
+"""Seconds between steps of these roles at least, however often they are woken: where batches come one after the other,
+some are planned at a time, and looking at all of them is not done for each."""
+
 TELL = 1.0
 """Seconds between looks for webhooks to send, while no batch ends here."""
 
@@ -146,6 +152,7 @@ class Worker:
 
     def wake(self) -> None:
         """There may be something new: a batch, or a cancellation, or one that failed at once."""
+        self._to_plan.set()  # the planner looks for itself, so that a new batch waits for one query less
         self._to_look.set()
         self._to_tell.set()
 
@@ -175,14 +182,14 @@ class Worker:
         heart = asyncio.create_task(self._forever(self._beat, self._to_beat, BEAT))
         roles = [
             heart,
-            asyncio.create_task(self._forever(self._look, self._to_look, POLL)),
-            asyncio.create_task(self._forever(self._plan, self._to_plan, None)),
+            asyncio.create_task(self._forever(self._look, self._to_look, POLL, LOOK_SPACING)),
+            asyncio.create_task(self._forever(self._plan, self._to_plan, None, PLAN_SPACING)),
             asyncio.create_task(self._forever(self._feeder.feed, self._to_feed, None)),
             asyncio.create_task(self._forever(self._watch, self._to_watch, POLL)),
             asyncio.create_task(self._forever(self._finish, self._to_finish, None)),
             asyncio.create_task(self._forever(self._reap, self._to_reap, SILENCE)),
             asyncio.create_task(self._forever(self._retain, self._to_retain, RETENTION)),
-            asyncio.create_task(self._forever(self._tell, self._to_tell, TELL)),
+            asyncio.create_task(self._forever(self._tell, self._to_tell, TELL, TELL_SPACING)),
         ]
         if self._yielding is not None:
             roles.append(asyncio.create_task(self._forever(self._yielding.look, self._to_yield, LOOK)))
@@ -269,10 +276,20 @@ class Worker:
             log.warning("leases could not be given back; they lapse by themselves", reason=str(error))
         log.info("worker stopped", worker=self.id)
 
-    async def _forever(self, role: Callable[[], Awaitable[bool]], event: asyncio.Event, pause: float | None) -> None:
-        """Play a role: again at once while it finds something to do, else when woken or after a pause."""
+    async def _forever(
+        self, role: Callable[[], Awaitable[bool]], event: asyncio.Event, pause: float | None, spacing: float = 0.0
+    ) -> None:
+        """Play a role: again at once while it finds something to do, else when woken or after a pause.
+
+        Args:
+            role: does a step, and says whether there may be more to do.
+            event: wakes it.
+            pause: seconds after which it is played unwoken; None for never.
+            spacing: seconds between the beginnings of two steps at least, so that what comes meanwhile is done in one.
+        """
         while not (self._heart_stops if role == self._beat else self._winding_down):
             event.clear()
+            began = time.monotonic()
             try:
                 again = await role()
             except StoreError as error:
@@ -285,6 +302,9 @@ class Worker:
                         await event.wait()
                 except TimeoutError:
                     pass
+            left = spacing - (time.monotonic() - began)
+            if left > 0 and not self._winding_down:
+                await asyncio.sleep(left)
 
     async def _look(self) -> bool:
         """See what there is to do, and wake whoever does it: two queries, however many roles and batches there are."""
@@ -304,13 +324,13 @@ class Worker:
         return False
 
     async def _plan(self) -> bool:
-        planned = await self._planner.plan_one()
-        if planned is None:
-            return False
-        left = planned.total - planned.completed - planned.invalid
-        self._scheduler.planned(agenda.Running(planned.id, planned.owner, 1.0, planned.expires_at, left))
-        self._to_feed.set()
-        return True
+        planned = await self._planner.plan_some()
+        for row in planned:
+            left = row.total - row.completed - row.invalid
+            self._scheduler.planned(agenda.Running(row.id, row.owner, 1.0, row.expires_at, left))
+        if planned:
+            self._to_feed.set()
+        return bool(planned)
 
     async def _finish(self) -> bool:
         """Begin to finish one batch more, beside those that are being finished: a large one holds up no other."""

@@ -338,6 +338,24 @@ async def claim(
     return await get(connection, id)
 
 
+async def waiting(connection: AsyncConnection, now: float, limit: int) -> list[BatchRow]:
+    """Batches that wait for their plans and that nobody is planning, the earliest deadline first.
+
+    Args:
+        now: Unix seconds.
+        limit: at most so many.
+    """
+    free = batches.c.lease_until.is_(None) | (batches.c.lease_until < now)
+    # The statuses are in the query's text: only then is SQLite sure that the index of live batches will do.
+    live: sa.BindParameter[Any] = sa.bindparam("live", LIVE, expanding=True, literal_execute=True)
+    found = await connection.execute(
+        _select.where(batches.c.status.in_(live), batches.c.status == "validating", free)
+        .order_by(batches.c.expires_at, batches.c.seq)
+        .limit(limit)
+    )
+    return [BatchRow(**row._mapping) for row in found]
+
+
 async def renew(connection: AsyncConnection, worker: str, ids: Sequence[str], until: float) -> None:
     """Set when the leases lapse under which a worker plans or finalises these batches."""
     await connection.execute(

@@ -153,6 +153,23 @@ async def get(connection: AsyncConnection, id: str, *, at: int | None = None) ->
     return typed(FileRow, (await connection.execute(query)).one_or_none())
 
 
+class Place(msgspec.Struct, frozen=True):
+    """Where an uploaded file and its line index are, by their blobs' keys."""
+
+    blob_key: str
+    index_key: str
+
+
+async def places(connection: AsyncConnection, ids: Sequence[str]) -> dict[str, Place]:
+    """Where these uploads are; those that are not there, or have no index, are not among the answers."""
+    found = await connection.execute(
+        sa.select(files.c.id, files.c.blob_key, files.c.index_key).where(
+            files.c.id.in_(ids), files.c.blob_key.is_not(None), files.c.index_key.is_not(None)
+        )
+    )
+    return {id: Place(blob_key, index_key) for id, blob_key, index_key in found}
+
+
 async def lock(connection: AsyncConnection, id: str) -> bool:
     """Hold a file until the end of the transaction, so that it is not deleted while a batch is made over it.
 
