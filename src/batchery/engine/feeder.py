@@ -23,6 +23,12 @@ from batchery.store.errors import StoreError
 OPEN_BYTES = 32 * 1024 * 1024
 """Bytes of request bodies that may be read and not yet recorded."""
 
+SOON = 0.25
+"""Seconds before which shards should not have to be leased again: where they do, more are leased at a time."""
+
+MOST_AHEAD = 8
+"""Times as many requests are leased ahead as where they take long, at most."""
+
 UNREADABLE = 5.0
 """Seconds before the lines of a shard are read again that could not be read; the others go first."""
 
@@ -66,6 +72,8 @@ class Feeder:
         self._to_watch = to_watch
         self._to_finish = to_finish
         self._shard_size = float(SHARD_REQUESTS)
+        self._ahead = 1
+        self._leased_at = 0.0
         self._stopping_since: dict[LeasedShard, float] = {}
 
     def attach(self, dispatcher: Dispatcher, recorder: Recorder, copies: Copies) -> None:
@@ -109,9 +117,15 @@ class Feeder:
     async def _lease(self, target: int, held: set[str]) -> None:
         """Lease more shards, if fewer requests are at hand than there should be."""
         now = time.time()
-        wanted = self.scheduler.wanted(target, now, size=self._shard_size, held_back=held)
+        wanted = self.scheduler.wanted(self._ahead * target, now, size=self._shard_size, held_back=held)
         if not wanted:
             return
+        # Each time costs a transaction, whose time the requests must not be waited for.
+        passed, self._leased_at = time.monotonic() - self._leased_at, time.monotonic()
+        if passed < SOON:
+            self._ahead = min(2 * self._ahead, MOST_AHEAD)
+        elif passed > 4 * SOON:
+            self._ahead = max(1, self._ahead // 2)
         rows: list[shards.ShardRow] = []
         try:
             async with self._database.write() as connection:

@@ -30,6 +30,7 @@ from batchery.engine.reader import Reader
 from batchery.engine.reaper import Reaper
 from batchery.engine.recorder import Recorder
 from batchery.engine.retention import Retention
+from batchery.engine.small_batches import SmallBatches
 from batchery.engine.throughput import Throughput
 from batchery.engine.webhooks import Deliverer
 from batchery.engine.work import LeasedShard, Result
@@ -51,7 +52,8 @@ POLL = 0.25
 """Seconds between looks at the database when nobody says that there is something new."""
 
 LOOK_SPACING = 0.1
-PLAN_SPACING = 0.05
+PLAN_SPACING = 0.1
+FINISH_SPACING = 0.15
 TELL_SPACING = 0.1
 """Seconds between steps of these roles at least, however often they are woken: where batches come one after the other,
 some are planned at a time, and looking at all of them is not done for each."""
@@ -136,6 +138,7 @@ class Worker:
             self._yielding = Yielding(upstream, self._dispatcher, settings.yield_share)
         self._planner = Planner(database, self._reader, self.id, LEASE)
         self._finaliser = Finaliser(database, blobs, self._reader, self.id, LEASE)
+        self._small_batches = SmallBatches(database, blobs, self._reader, self._finaliser.leases, self.id, LEASE)
         self._host = machine()
         self._reaper = Reaper(database, self._finaliser, self.id, self._host)
         self._retention = Retention(database, blobs)
@@ -186,7 +189,7 @@ class Worker:
             asyncio.create_task(self._forever(self._plan, self._to_plan, None, PLAN_SPACING)),
             asyncio.create_task(self._forever(self._feeder.feed, self._to_feed, None)),
             asyncio.create_task(self._forever(self._watch, self._to_watch, POLL)),
-            asyncio.create_task(self._forever(self._finish, self._to_finish, None)),
+            asyncio.create_task(self._forever(self._finish, self._to_finish, None, FINISH_SPACING)),
             asyncio.create_task(self._forever(self._reap, self._to_reap, SILENCE)),
             asyncio.create_task(self._forever(self._retain, self._to_retain, RETENTION)),
             asyncio.create_task(self._forever(self._tell, self._to_tell, TELL, TELL_SPACING)),
@@ -333,13 +336,18 @@ class Worker:
         return bool(planned)
 
     async def _finish(self) -> bool:
-        """Begin to finish one batch more, beside those that are being finished: a large one holds up no other."""
+        """Begin to finish all small batches that are ready, or one other, beside those that are being finished: a large
+        one holds up no other."""
         if len(self._finishing) >= FINISHING:
             return False  # one that has been finished asks again
-        row = await self._finaliser.claim()
-        if row is None:
+        small = await self._small_batches.claim()
+        row = None if small else await self._finaliser.claim()
+        if small:
+            finishing = asyncio.create_task(self._small_batches.finish(small))
+        elif row is not None:
+            finishing = asyncio.create_task(self._finaliser.finish(row))
+        else:
             return False
-        finishing = asyncio.create_task(self._finaliser.finish(row))
         self._finishing.add(finishing)
         finishing.add_done_callback(self._finished)
         return True

@@ -322,20 +322,37 @@ async def claim(
         now: Unix seconds.
         until: when the lease lapses unless renewed.
     """
-    free = batches.c.lease_until.is_(None) | (batches.c.lease_until < now)
-    in_flight = sa.exists().where(shards.c.batch_id == batches.c.id, shards.c.lease_until >= now)
-    found = await connection.execute(
-        sa.select(batches.c.id)
-        .where(batches.c.status.in_(status), free, ~in_flight)
-        .order_by(batches.c.expires_at, batches.c.seq)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-    )
-    id = found.scalar()
+    found = await connection.execute(_claimable(status, now).limit(1).with_for_update(skip_locked=True))
+    id: str | None = found.scalar()
     if id is None:
         return None
     await connection.execute(sa.update(batches).where(batches.c.id == id).values(lease_owner=worker, lease_until=until))
     return await get(connection, id)
+
+
+def _claimable(status: Sequence[str], now: float) -> sa.Select[Any]:
+    free = batches.c.lease_until.is_(None) | (batches.c.lease_until < now)
+    in_flight = sa.exists().where(shards.c.batch_id == batches.c.id, shards.c.lease_until >= now)
+    return (
+        sa.select(batches.c.id)
+        .where(batches.c.status.in_(status), free, ~in_flight)
+        .order_by(batches.c.expires_at, batches.c.seq)
+    )
+
+
+async def is_claimable(connection: AsyncConnection, status: Sequence[str], now: float) -> bool:
+    """Whether `claim` would find a batch."""
+    return (await connection.execute(_claimable(status, now).limit(1))).first() is not None
+
+
+async def ready(connection: AsyncConnection, now: float, limit: int) -> list[BatchRow]:
+    """Batches that have run to their end and that nobody is finishing, the earliest deadline first.
+
+    Args:
+        now: Unix seconds.
+        limit: at most so many.
+    """
+    return await _free(connection, "finalizing", now, limit)
 
 
 async def waiting(connection: AsyncConnection, now: float, limit: int) -> list[BatchRow]:
@@ -345,11 +362,18 @@ async def waiting(connection: AsyncConnection, now: float, limit: int) -> list[B
         now: Unix seconds.
         limit: at most so many.
     """
-    free = batches.c.lease_until.is_(None) | (batches.c.lease_until < now)
+    return await _free(connection, "validating", now, limit)
+
+
+async def _free(connection: AsyncConnection, status: str, now: float, limit: int) -> list[BatchRow]:
     # The statuses are in the query's text: only then is SQLite sure that the index of live batches will do.
     live: sa.BindParameter[Any] = sa.bindparam("live", LIVE, expanding=True, literal_execute=True)
     found = await connection.execute(
-        _select.where(batches.c.status.in_(live), batches.c.status == "validating", free)
+        _select.where(
+            batches.c.status.in_(live),
+            batches.c.status == status,
+            batches.c.lease_until.is_(None) | (batches.c.lease_until < now),
+        )
         .order_by(batches.c.expires_at, batches.c.seq)
         .limit(limit)
     )

@@ -6,7 +6,7 @@ batch reads or writes it, it stays. No query here takes a row away without notin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -237,6 +237,23 @@ async def finish(
         sa.update(files)
         .where(files.c.id == id)
         .values(blob_key=blob_key, bytes=size, lines=lines, sha256=sha256, expires_at=expires_at)
+    )
+
+
+async def finish_many(connection: AsyncConnection, finished: Sequence[Mapping[str, Any]]) -> None:
+    """The same for several.
+
+    Args:
+        finished: for each `id`, `blob_key`, `bytes`, `lines`, `sha256` and `expires_at`.
+    """
+    if not finished:
+        return
+    names = ("blob_key", "bytes", "lines", "sha256", "expires_at")
+    await connection.execute(
+        sa.update(files)
+        .where(files.c.id == sa.bindparam("of_id"))
+        .values({name: sa.bindparam(f"new_{name}") for name in names}),
+        [{"of_id": file["id"]} | {f"new_{name}": file[name] for name in names} for file in finished],
     )
 
 

@@ -204,3 +204,8 @@ async def of_batch(connection: AsyncConnection, batch: str) -> list[ShardRow]:
 async def drop(connection: AsyncConnection, batch: str) -> None:
     """Drop what is left of a batch's plan."""
     await connection.execute(sa.delete(shards).where(shards.c.batch_id == batch))
+
+
+async def drop_of(connection: AsyncConnection, ids: Sequence[str]) -> None:
+    """Drop what is left of the plans of several batches."""
+    await connection.execute(sa.delete(shards).where(shards.c.batch_id.in_(ids)))
