@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from batchery.store import sqlite_driver
 from batchery.store.errors import StoreUnavailable, classify
+from batchery.store.sqlite_driver import Driver
 from batchery.store.turns import BEGIN, POLL_MS, TurnTaking
 
 REVISION = "0004"
@@ -28,6 +30,9 @@ REVISION = "0004"
 
 BUSY_TIMEOUT_MS = 15_000
 READERS = 4
+
+PATIENCE = 60.0
+"""Seconds to wait at most for a connection while others of this process use them."""
 
 
 def sqlite_url(path: Path) -> str:
@@ -66,13 +71,12 @@ class Database:
 
     def __init__(self, url: str, *, readers: int = READERS) -> None:
         self.is_sqlite = sa.make_url(url).get_backend_name() == "sqlite"
-        self._queue: AbstractAsyncContextManager[None] = nullcontext()
+        # Of an SQLite database the writers do not queue at the pool, where whoever waits is not woken when the only
+        # connection could not be made because its task was cancelled meanwhile.
+        self._one_writes = asyncio.Lock()
         if self.is_sqlite:
-            # Not the pool's queue: whoever waits there is not woken when the only connection could not be made because
-            # its task was cancelled meanwhile.
-            self._queue = asyncio.Lock()
             self._writer = _sqlite_engine(url, BEGIN, 1)
-            self._reader = _sqlite_engine(url, "BEGIN", readers)
+            self._reader = _sqlite_engine(url, sqlite_driver.BEGIN, readers)
         else:
             self._writer = create_async_engine(url, pool_size=readers + 2, max_overflow=4, pool_pre_ping=True)
             self._reader = self._writer.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
@@ -94,8 +98,23 @@ class Database:
         Raises:
             StoreUnavailable, StoreFull: the database failed; nothing of the block has happened.
         """
-        async with self._queue, self._connect(self._writer) as connection:
+        async with self._turn(), self._connect(self._writer) as connection:
             yield connection
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        if not self.is_sqlite:
+            yield
+            return
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self._one_writes.acquire()
+        except TimeoutError as error:
+            raise StoreUnavailable("the database is busy: others have been writing for too long") from error
+        try:
+            yield
+        finally:
+            self._one_writes.release()
 
     @asynccontextmanager
     async def _connect(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
@@ -159,7 +178,8 @@ def _sqlite_engine(url: str, begin: str, size: int) -> AsyncEngine:
         poolclass=sa.pool.AsyncAdaptedQueuePool,
         pool_size=size,
         max_overflow=0,
-        pool_timeout=60,
+        pool_timeout=PATIENCE,
+        module=Driver(reads=not writes),
         connect_args={"factory": TurnTaking} if writes else {},
     )
 
