@@ -243,9 +243,9 @@ class Reader:
         if source is not None:
             self._inputs.move_to_end(place.blob_key)
             return source
-        pieces = [piece async for piece in self._blobs.stream(place.index_key)]
+        content = await self._blobs.read_whole(place.index_key)
         try:
-            source = _Input(place.blob_key, line_index.decode(b"".join(pieces)))
+            source = _Input(place.blob_key, line_index.decode(content))
         except line_index.InvalidIndexError as error:
             raise StoreUnavailable(f"the input file of batch {batch} cannot be used: {error}") from error
         self._inputs[place.blob_key] = source

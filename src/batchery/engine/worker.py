@@ -51,6 +51,9 @@ BEAT = 2.0
 POLL = 0.25
 """Seconds between looks at the database when nobody says that there is something new."""
 
+WAKING = 0.03
+"""Seconds after being woken before everything else is looked at than what waits to be planned."""
+
 LOOK_SPACING = 0.1
 PLAN_SPACING = 0.1
 FINISH_SPACING = 0.15
@@ -155,7 +158,10 @@ class Worker:
 
     def wake(self) -> None:
         """There may be something new: a batch, or a cancellation, or one that failed at once."""
-        self._to_plan.set()  # the planner looks for itself, so that a new batch waits for one query less
+        self._to_plan.set()  # most often it is a new batch, which then waits for nothing else
+        asyncio.get_running_loop().call_later(WAKING, self._look_and_tell)
+
+    def _look_and_tell(self) -> None:
         self._to_look.set()
         self._to_tell.set()
 

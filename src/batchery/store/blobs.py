@@ -181,6 +181,12 @@ class BlobStore:
         with _translated():
             return bytes(await obstore.get_range_async(self.objects, key, start=start, length=length))
 
+    async def read_whole(self, key: str) -> bytes:
+        """A whole blob, which fits into memory."""
+        with _translated():
+            found = await obstore.get_async(self.objects, key)
+            return bytes(await found.bytes_async())
+
     async def read_each(self, key: str, starts: Sequence[int], lengths: Sequence[int]) -> list[bytes]:
         """Several ranges of a blob, far apart: from a folder at once, else some at a time."""
         if self.folder is not None:

@@ -94,6 +94,10 @@ _select_light = sa.select(
     *_length,
 ).select_from(_with_batch)
 
+_get = _select.where(files.c.id == sa.bindparam("of_id"))
+_lock = sa.select(files.c.id).where(files.c.id == sa.bindparam("of_id")).with_for_update()
+_insert = sa.insert(files)
+
 _users = batches.alias("users")
 _in_use = sa.exists().where(_users.c.input_file == files.c.id, _users.c.status.in_(LIVE)) | sa.exists().where(
     _users.c.id == files.c.batch_id,
@@ -121,7 +125,7 @@ class Gone(msgspec.Struct, frozen=True):
 
 async def insert(connection: AsyncConnection, **values: Any) -> None:
     """Add a file; `values` are the columns, of which `seq` is made here."""
-    await connection.execute(sa.insert(files).values(**values))
+    await connection.execute(_insert, values)
 
 
 def growing_file(*, id: str, owner: str, purpose: str, batch: str, created_at: int) -> dict[str, Any]:
@@ -147,10 +151,8 @@ async def get(connection: AsyncConnection, id: str, *, at: int | None = None) ->
         at: Unix seconds; then a file that has expired by this moment is found only while a live batch uses it. Without
             it the row is found as long as there is one.
     """
-    query = _select.where(files.c.id == id)
-    if at is not None:
-        query = query.where(_exists_at(at))
-    return typed(FileRow, (await connection.execute(query)).one_or_none())
+    query = _get if at is None else _get.where(_exists_at(at))
+    return typed(FileRow, (await connection.execute(query, {"of_id": id})).one_or_none())
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -176,7 +178,7 @@ async def lock(connection: AsyncConnection, id: str) -> bool:
     Returns:
         Whether it exists.
     """
-    found = await connection.execute(sa.select(files.c.id).where(files.c.id == id).with_for_update())
+    found = await connection.execute(_lock, {"of_id": id})
     return found.first() is not None
 
 
