@@ -42,7 +42,7 @@ async def add_worker(rig: Rig, id: str, *, host: str | None = None, pid: int = 0
         )
         await workers.insert(connection, row)
         batch = await add_batch(connection, expires_at=int(now) + 1000)
-        await shards.insert(connection, batch, int(now) + 1000, [("m", b"\0\0\0\0")])
+        await shards.insert(connection, [shards.Plan(batch, int(now) + 1000, [("m", b"\0\0\0\0")])])
         assert len(await claim_any(connection, id, 1, now, now + 1000)) == 1
         await add_batch(
             connection, status="validating", expires_at=int(now) + 1000, lease_owner=id, lease_until=now + 1000

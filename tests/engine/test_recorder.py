@@ -90,7 +90,7 @@ async def lease(
             for size in sizes:
                 pieces.append(("m", array("I", range(first, first + size)).tobytes()))
                 first += size
-            await shards.insert(connection, batch, NOW + 1000, pieces)
+            await shards.insert(connection, [shards.Plan(batch, NOW + 1000, pieces)])
         rows = await claim_any(connection, worker, 100, NOW, FAR)
     return batch, [LeasedShard(row) for row in rows]
 
@@ -300,7 +300,7 @@ async def test_two_workers_record_one_batch(database_url: str, database: FlakyDa
     async with database.write() as connection:
         batch = await add_batch(connection, total=400, expires_at=NOW + 1000)
         pieces = [("m", array("I", range(first, first + 20)).tobytes()) for first in range(0, 400, 20)]
-        await shards.insert(connection, batch, NOW + 1000, pieces)
+        await shards.insert(connection, [shards.Plan(batch, NOW + 1000, pieces)])
         mine = [LeasedShard(row) for row in await claim_any(connection, "w", 10, NOW, FAR)]
         theirs = [LeasedShard(row) for row in await claim_any(connection, "v", 10, NOW, FAR)]
     other_database = FlakyDatabase(database_url)

@@ -240,7 +240,7 @@ async def test_the_queue_by_model(either: Rig, monkeypatch: pytest.MonkeyPatch) 
     id = mixed.removeprefix("batch_")
     async with either.context.database.write() as connection:
         pieces = [(model, bytes(4 * count)) for model, count in (("a", 10), ("a", 5), ("b", 5))]
-        await shards.insert(connection, id, 1, pieces)
+        await shards.insert(connection, [shards.Plan(id, 1, pieces)])
     monkeypatch.setattr(metrics, "MODELS", 3)
     found = await scrape(either)
     queue = {key: value for key, value in found.items() if key[0] == "batchery_queue"}

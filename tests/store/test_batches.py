@@ -147,7 +147,7 @@ async def test_a_claim_lapses_and_is_renewed_only_for_what_is_named(database: Da
 async def test_a_batch_in_flight_is_not_claimed_for_its_end(database: Database) -> None:
     async with database.write() as connection:
         id = await add_batch(connection)
-        await shards.insert(connection, id, NOW + 100, [("m", b"\0\0\0\0")])
+        await shards.insert(connection, [shards.Plan(id, NOW + 100, [("m", b"\0\0\0\0")])])
         assert await claim_any(connection, "w", 1, NOW, NOW + 10)
         assert await batches.change(connection, id, expect="in_progress", changes={"status": "cancelling"})
         assert await batches.claim(connection, "w", ("finalizing", "cancelling"), NOW + 1, NOW + 9) is None

@@ -15,6 +15,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
+from batchery.store import database as database_module
 from batchery.store import files, migrations
 from batchery.store.database import REVISION, Database, async_url, sqlite_url
 from batchery.store.errors import StoreFull, StoreUnavailable
@@ -217,7 +218,10 @@ async def test_a_cut_connection_is_unavailable_and_then_replaced(database: Datab
     await killer.close()
 
 
-async def test_waiting_too_long_for_a_connection_is_unavailable(database: Database) -> None:
+async def test_waiting_too_long_for_a_connection_is_unavailable(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "PATIENCE", 0.05)
     pool = database._writer.sync_engine.pool
     assert isinstance(pool, sa.pool.QueuePool)
     pool._timeout = 0.05

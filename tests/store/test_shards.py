@@ -22,14 +22,14 @@ def packed(*requests: int) -> bytes:
 async def add_plan(database: Database, pieces: int, *, status: str = "in_progress", deadline: int = NOW + 100) -> str:
     async with database.write() as connection:
         id = await add_batch(connection, status=status, expires_at=deadline)
-        await shards.insert(connection, id, deadline, [("m", packed(i)) for i in range(pieces)])
+        await shards.insert(connection, [shards.Plan(id, deadline, [("m", packed(i)) for i in range(pieces)])])
     return id
 
 
 async def test_a_plan_comes_back_in_its_order(database: Database) -> None:
     async with database.write() as connection:
         id = await add_batch(connection)
-        await shards.insert(connection, id, NOW + 5, [("b", packed(3, 1)), ("a", packed(2**32 - 1))])
+        await shards.insert(connection, [shards.Plan(id, NOW + 5, [("b", packed(3, 1)), ("a", packed(2**32 - 1))])])
         rows = await shards.of_batch(connection, id)
         assert await shards.of_batch(connection, "0" * 32) == []
     assert [(row.model, row.left(), row.epoch, row.deadline) for row in rows] == [
@@ -130,7 +130,9 @@ async def test_no_shard_is_leased_twice(database_url: str) -> None:
 async def test_what_is_recorded_is_not_left(database: Database) -> None:
     async with database.write() as connection:
         id = await add_batch(connection)
-        await shards.insert(connection, id, NOW + 100, [("m", packed(*range(10))), ("m", packed(7)), ("m", packed(8))])
+        await shards.insert(
+            connection, [shards.Plan(id, NOW + 100, [("m", packed(*range(10))), ("m", packed(7)), ("m", packed(8))])]
+        )
         first, second, third = await claim_any(connection, "w", 3, NOW, NOW + 10)
         await shards.record(connection, [], [])
         await shards.record(

@@ -24,6 +24,12 @@ from batchery.store.errors import StoreError
 OPEN_BYTES = 32 * 1024 * 1024
 """Bytes of request bodies that may be read and not yet recorded."""
 
+SOON = 0.25
+"""Seconds before which shards should not have to be leased again: where they do, more are leased at a time."""
+
+MOST_AHEAD = 8
+"""Times as many requests are leased ahead as where they take long, at most."""
+
 UNREADABLE = 5.0
 """Seconds before the lines of a shard are read again that could not be read; the others go first."""
 
@@ -67,6 +73,8 @@ class Feeder:
         self._to_watch = to_watch
         self._to_finish = to_finish
         self._shard_size = float(SHARD_REQUESTS)
+        self._ahead = 1
+        self._leased_at = 0.0
         self._stopping_since: dict[LeasedShard, float] = {}
 
     def attach(self, pool: Pool, recorder: Recorder, copies: Copies) -> None:
@@ -114,9 +122,15 @@ class Feeder:
             Whether none came, because of models that are full: there may be others behind those.
         """
         now = time.time()
-        wanted = self.scheduler.wanted(target, now, size=self._shard_size, held_back=held, full=full)
+        wanted = self.scheduler.wanted(self._ahead * target, now, size=self._shard_size, held_back=held, full=full)
         if not wanted:
             return False
+        # Each time costs a transaction, whose time the requests must not be waited for.
+        passed, self._leased_at = time.monotonic() - self._leased_at, time.monotonic()
+        if passed < SOON:
+            self._ahead = min(2 * self._ahead, MOST_AHEAD)
+        elif passed > 4 * SOON:
+            self._ahead = max(1, self._ahead // 2)
         rows: list[shards.ShardRow] = []
         try:
             async with self._database.write() as connection:

@@ -28,6 +28,7 @@ from batchery.wire.results import Failure, Kind, failure_line
 
 log = structlog.get_logger()
 
+ENDING = ("finalizing", "cancelling")
 NEVER_RAN_PIECE = 500
 DROP_SEGMENTS = 64
 
@@ -85,8 +86,11 @@ class Finaliser:
             StoreError: none could be taken.
         """
         now = time.time()
+        async with self._database.read() as connection:  # which is often for nothing, and costs no write then
+            if not await batches.is_claimable(connection, ENDING, now):
+                return None
         async with self._database.write() as connection:
-            row = await batches.claim(connection, self._worker, ("finalizing", "cancelling"), now, now + self._seconds)
+            row = await batches.claim(connection, self._worker, ENDING, now, now + self._seconds)
             if row is not None:
                 await shards.fence(connection, row.id)
         return row
@@ -273,6 +277,6 @@ class Finaliser:
                 row = await batches.get(connection, batch, lock=True)
                 if row is None or not lifecycle.is_terminal(row.status):
                     return
-                if await results.drop_some(connection, batch, DROP_SEGMENTS) == 0:
+                if await results.drop_some(connection, batch, DROP_SEGMENTS) < DROP_SEGMENTS:
                     await batches.change_many(connection, [{"id": batch, "has_log": False}])
                     return

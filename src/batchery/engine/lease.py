@@ -35,15 +35,15 @@ class BatchLeases:
         self.batches: set[str] = set()
 
     @asynccontextmanager
-    async def held(self, batch: str) -> AsyncIterator[None]:
-        """Work on a batch that was just claimed."""
-        self.batches.add(batch)
+    async def held(self, *ids: str) -> AsyncIterator[None]:
+        """Work on batches that were just claimed."""
+        self.batches.update(ids)
         try:
             yield
         except StoreError:
             with suppress(StoreError):
                 async with self._database.write() as connection:
-                    await batches.renew(connection, self._worker, [batch], time.time() + PUT_OFF)
+                    await batches.renew(connection, self._worker, ids, time.time() + PUT_OFF)
             raise
         finally:
-            self.batches.discard(batch)
+            self.batches.difference_update(ids)

@@ -14,6 +14,7 @@ import time
 from array import array
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Any
 
 import structlog
 
@@ -24,6 +25,7 @@ from batchery.engine.reader import Reader
 from batchery.store import batches, files, results, shards
 from batchery.store.batches import BatchRow
 from batchery.store.database import Database
+from batchery.store.errors import StoreError
 from batchery.store.ids import new_id
 from batchery.store.results import Segment
 from batchery.wire.file_index import FileIndex
@@ -32,6 +34,12 @@ log = structlog.get_logger()
 
 SHARD_REQUESTS = 256
 MAX_SHARDS = 2_048
+
+AT_ONCE = 32
+"""Batches that are planned in one transaction at most."""
+
+AT_ONCE_REQUESTS = 50_000
+"""The requests that these may have together, so that the transaction is short; a single batch may have more."""
 
 
 def shard_size(requests: int) -> int:
@@ -86,6 +94,47 @@ class Planner:
         self._seconds = seconds
         self.leases = BatchLeases(database, worker)
 
+    async def plan_some(self) -> list[BatchRow]:
+        """Plan some of the batches that wait for it, the earliest deadlines first, in one transaction.
+
+        Nobody has a lease on them meanwhile: where two workers are at the same ones, the first to write has planned
+        them. Batches that take more than their indexes to plan, `plan_one` does under a lease.
+
+        Returns:
+            Those that were planned, as they were.
+
+        Raises:
+            StoreError: they could not be planned now, and will be tried again.
+        """
+        async with self._database.read() as connection:
+            rows = await batches.waiting(connection, time.time(), AT_ONCE)
+            await self._reader.locate(connection, rows)
+        plans: dict[str, shards.Plan] = {}
+        requests = 0
+        for row in rows:
+            requests += row.total
+            if not _is_simple(row) or (plans and requests > AT_ONCE_REQUESTS):
+                break
+            try:
+                index = await self._reader.index(row.id)
+            except StoreError:
+                break
+            plans[row.id] = shards.Plan(row.id, row.expires_at, cut(index))
+        if rows and not plans:
+            one = await self.plan_one()
+            return [] if one is None else [one]
+        if not plans:
+            return []
+        now = time.time()
+        async with self._database.write() as connection:
+            current = await batches.get_many(connection, list(plans), lock=True)
+            planned = [row for row in rows if row.id in plans and _waits(current.get(row.id), now)]
+            await batches.change_many(connection, [{"id": row.id} | _begun(row, now) for row in planned])
+            await shards.insert(connection, [plans[row.id] for row in planned])
+        for row in planned:
+            _say(row, plans[row.id])
+        return planned
+
     async def plan_one(self) -> BatchRow | None:
         """Plan one batch that waits for it: its shards and its new status appear together.
 
@@ -115,28 +164,13 @@ class Planner:
         if row.deduplicate:
             copies = await self._copies(row, range(len(index)) if only is None else only)
             plan, twins = await asyncio.to_thread(regroup, plan, copies)
-        began = time.time()
-        now = int(began)
-        done = row.completed + row.invalid
-        changes = lifecycle.planned(now) | {"lease_owner": None, "lease_until": None}
-        changes |= {"run_started_at": began, "run_done": done}
-        # If nothing can run, because every line is bad, the run is over with its beginning.
-        changes |= (
-            lifecycle.recorded("in_progress", total=row.total, completed=row.completed, failed=row.invalid, now=now)
-            or {}
-        )
+        whole = shards.Plan(row.id, row.expires_at, plan, twins)
         async with self._database.write() as connection:
-            if await batches.change(connection, row.id, expect="validating", changes=changes):
-                await shards.insert(connection, row.id, row.expires_at, plan, twins)
+            if await batches.change(connection, row.id, expect="validating", changes=_begun(row, time.time())):
+                await shards.insert(connection, [whole])
             else:  # cancelled or expired in between
                 await batches.change_many(connection, [{"id": row.id, "lease_owner": None, "lease_until": None}])
-        log.info(
-            "batch planned",
-            batch=row.id,
-            requests=row.total - row.completed - row.invalid,
-            shards=len(plan),
-            invalid=row.invalid,
-        )
+        _say(row, whole)
 
     async def _copies(self, row: BatchRow, requests: Sequence[int]) -> dict[int, list[int]]:
         """The duplicates among some requests of a batch; takes one pass over their lines."""
@@ -179,6 +213,37 @@ class Planner:
                 }
                 await batches.change_many(connection, [change])
         return True
+
+
+def _is_simple(row: BatchRow) -> bool:
+    """Whether nothing but the index of its input is needed to plan a batch."""
+    return not row.invalid and not row.deduplicate and row.result_index is None
+
+
+def _waits(row: BatchRow | None, now: float) -> bool:
+    """Whether a batch still waits for its plan, and nobody is planning it."""
+    return row is not None and row.status == "validating" and (row.lease_until is None or row.lease_until < now)
+
+
+def _begun(row: BatchRow, now: float) -> dict[str, Any]:
+    """What changes of a batch with its plan."""
+    changes = lifecycle.planned(int(now)) | {"lease_owner": None, "lease_until": None}
+    changes |= {"run_started_at": now, "run_done": row.completed + row.invalid, "finalizing_at": None, "ending": None}
+    # If nothing can run, because every line is bad, the run is over with its beginning.
+    return changes | (
+        lifecycle.recorded("in_progress", total=row.total, completed=row.completed, failed=row.invalid, now=int(now))
+        or {}
+    )
+
+
+def _say(row: BatchRow, plan: shards.Plan) -> None:
+    log.info(
+        "batch planned",
+        batch=row.id,
+        requests=row.total - row.completed - row.invalid,
+        shards=len(plan.pieces),
+        invalid=row.invalid,
+    )
 
 
 def _segment(row: BatchRow, position: int, lines: list[bytes]) -> Segment:

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import suppress
 
 import msgspec
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batchery.engine.work import LeasedShard, Work
 from batchery.store import batches, files, line_index, result_index
@@ -32,6 +33,10 @@ INDEX_CACHE_BYTES = 48 * 1024 * 1024
 INVALID_PIECE = 1_000
 
 
+PLACES = 10_000
+"""Batches of which it is kept in mind where their inputs are."""
+
+
 class _Input(msgspec.Struct, frozen=True):
     blob_key: str
     index: FileIndex
@@ -48,7 +53,24 @@ class Reader:
     def __init__(self, database: Database, blobs: BlobStore) -> None:
         self._database = database
         self._blobs = blobs
-        self._inputs: OrderedDict[str, _Input] = OrderedDict()
+        self._places: OrderedDict[str, files.Place] = OrderedDict()  # by batch
+        self._inputs: OrderedDict[str, _Input] = OrderedDict()  # by blob, since batches may share one
+
+    async def locate(self, connection: AsyncConnection, rows: Sequence[BatchRow]) -> None:
+        """Look up where the inputs of some batches are, all in one query.
+
+        Raises:
+            StoreError: the database failed.
+        """
+        missing = [row for row in rows if row.id not in self._places]
+        if not missing:
+            return
+        found = await files.places(connection, sorted({row.input_file for row in missing}))
+        for row in missing:
+            if row.input_file in found:
+                self._places[row.id] = found[row.input_file]
+        while len(self._places) > PLACES:
+            self._places.popitem(last=False)
 
     async def note_prefixes(self, shards: Iterable[LeasedShard]) -> None:
         """Note with which beginning each of these shards goes on, as far as it can be read just now."""
@@ -213,21 +235,24 @@ class Reader:
         return numbers + index.bad.numbers
 
     async def _input(self, batch: str) -> _Input:
-        source = self._inputs.get(batch)
-        if source is not None:
-            self._inputs.move_to_end(batch)
-            return source
-        async with self._database.read() as connection:
-            row = await batches.get(connection, batch)
-            file = None if row is None else await files.get(connection, row.input_file)
-        if file is None or file.blob_key is None or file.index_key is None:
+        place = self._places.get(batch)
+        if place is None:
+            async with self._database.read() as connection:
+                row = await batches.get(connection, batch)
+                await self.locate(connection, [] if row is None else [row])
+            place = self._places.get(batch)
+        if place is None:
             raise StoreUnavailable(f"the input file of batch {batch} is gone")
-        pieces = [piece async for piece in self._blobs.stream(file.index_key)]
+        source = self._inputs.get(place.blob_key)
+        if source is not None:
+            self._inputs.move_to_end(place.blob_key)
+            return source
+        content = await self._blobs.read_whole(place.index_key)
         try:
-            source = _Input(file.blob_key, line_index.decode(b"".join(pieces)))
+            source = _Input(place.blob_key, line_index.decode(content))
         except line_index.InvalidIndexError as error:
             raise StoreUnavailable(f"the input file of batch {batch} cannot be used: {error}") from error
-        self._inputs[batch] = source
+        self._inputs[place.blob_key] = source
         while len(self._inputs) > 1 and sum(_size(item.index) for item in self._inputs.values()) > INDEX_CACHE_BYTES:
             self._inputs.popitem(last=False)
         return source

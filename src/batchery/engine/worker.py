@@ -28,6 +28,7 @@ from batchery.engine.reader import Reader
 from batchery.engine.reaper import Reaper
 from batchery.engine.recorder import Recorder
 from batchery.engine.retention import Retention
+from batchery.engine.small_batches import SmallBatches
 from batchery.engine.throughput import Throughput
 from batchery.engine.webhooks import Deliverer
 from batchery.engine.work import LeasedShard, Result
@@ -46,6 +47,16 @@ LEASE = 10.0
 BEAT = 2.0
 POLL = 0.25
 """Seconds between looks at the database when nobody says that there is something new."""
+
+WAKING = 0.03
+"""Seconds after being woken before everything else is looked at than what waits to be planned."""
+
+LOOK_SPACING = 0.1
+PLAN_SPACING = 0.1
+FINISH_SPACING = 0.15
+TELL_SPACING = 0.1
+"""Seconds between steps of these roles at least, however often they are woken: where batches come one after the other,
+some are planned at a time, and looking at all of them is not done for each."""
 
 TELL = 1.0
 """Seconds between looks for webhooks to send, while no batch ends here."""
@@ -121,6 +132,7 @@ class Worker:
         self._feeder.attach(self._pool, self._recorder, self._copies)
         self._planner = Planner(database, self._reader, self.id, LEASE)
         self._finaliser = Finaliser(database, blobs, self._reader, self.id, LEASE)
+        self._small_batches = SmallBatches(database, blobs, self._reader, self._finaliser.leases, self.id, LEASE)
         self._host = machine()
         self._reaper = Reaper(database, self._finaliser, self.id, self._host)
         self._retention = Retention(database, blobs)
@@ -137,6 +149,10 @@ class Worker:
 
     def wake(self) -> None:
         """There may be something new: a batch, or a cancellation, or one that failed at once."""
+        self._to_plan.set()  # most often it is a new batch, which then waits for nothing else
+        asyncio.get_running_loop().call_later(WAKING, self._look_and_tell)
+
+    def _look_and_tell(self) -> None:
         self._to_look.set()
         self._to_tell.set()
 
@@ -167,14 +183,14 @@ class Worker:
         heart = asyncio.create_task(self._forever(self._beat, self._to_beat, BEAT))
         roles = [
             heart,
-            asyncio.create_task(self._forever(self._look, self._to_look, POLL)),
-            asyncio.create_task(self._forever(self._plan, self._to_plan, None)),
+            asyncio.create_task(self._forever(self._look, self._to_look, POLL, LOOK_SPACING)),
+            asyncio.create_task(self._forever(self._plan, self._to_plan, None, PLAN_SPACING)),
             asyncio.create_task(self._forever(self._feeder.feed, self._to_feed, None)),
             asyncio.create_task(self._forever(self._watch, self._to_watch, POLL)),
-            asyncio.create_task(self._forever(self._finish, self._to_finish, None)),
+            asyncio.create_task(self._forever(self._finish, self._to_finish, None, FINISH_SPACING)),
             asyncio.create_task(self._forever(self._reap, self._to_reap, SILENCE)),
             asyncio.create_task(self._forever(self._retain, self._to_retain, RETENTION)),
-            asyncio.create_task(self._forever(self._tell, self._to_tell, TELL)),
+            asyncio.create_task(self._forever(self._tell, self._to_tell, TELL, TELL_SPACING)),
         ]
         roles += [
             asyncio.create_task(self._forever(lane.yielding.look, self._to_yield, LOOK))
@@ -271,10 +287,20 @@ class Worker:
             log.warning("leases could not be given back; they lapse by themselves", reason=str(error))
         log.info("worker stopped", worker=self.id)
 
-    async def _forever(self, role: Callable[[], Awaitable[bool]], event: asyncio.Event, pause: float | None) -> None:
-        """Play a role: again at once while it finds something to do, else when woken or after a pause."""
+    async def _forever(
+        self, role: Callable[[], Awaitable[bool]], event: asyncio.Event, pause: float | None, spacing: float = 0.0
+    ) -> None:
+        """Play a role: again at once while it finds something to do, else when woken or after a pause.
+
+        Args:
+            role: does a step, and says whether there may be more to do.
+            event: wakes it.
+            pause: seconds after which it is played unwoken; None for never.
+            spacing: seconds between the beginnings of two steps at least, so that what comes meanwhile is done in one.
+        """
         while not (self._heart_stops if role == self._beat else self._winding_down):
             event.clear()
+            began = time.monotonic()
             try:
                 again = await role()
             except StoreError as error:
@@ -287,6 +313,9 @@ class Worker:
                         await event.wait()
                 except TimeoutError:
                     pass
+            left = spacing - (time.monotonic() - began)
+            if left > 0 and not self._winding_down:
+                await asyncio.sleep(left)
 
     async def _look(self) -> bool:
         """See what there is to do, and wake whoever does it: two queries, however many roles and batches there are."""
@@ -306,22 +335,27 @@ class Worker:
         return False
 
     async def _plan(self) -> bool:
-        planned = await self._planner.plan_one()
-        if planned is None:
-            return False
-        left = planned.total - planned.completed - planned.invalid
-        self._scheduler.planned(agenda.Running(planned.id, planned.owner, 1.0, planned.expires_at, left))
-        self._to_feed.set()
-        return True
+        planned = await self._planner.plan_some()
+        for row in planned:
+            left = row.total - row.completed - row.invalid
+            self._scheduler.planned(agenda.Running(row.id, row.owner, 1.0, row.expires_at, left))
+        if planned:
+            self._to_feed.set()
+        return bool(planned)
 
     async def _finish(self) -> bool:
-        """Begin to finish one batch more, beside those that are being finished: a large one holds up no other."""
+        """Begin to finish all small batches that are ready, or one other, beside those that are being finished: a large
+        one holds up no other."""
         if len(self._finishing) >= FINISHING:
             return False  # one that has been finished asks again
-        row = await self._finaliser.claim()
-        if row is None:
+        small = await self._small_batches.claim()
+        row = None if small else await self._finaliser.claim()
+        if small:
+            finishing = asyncio.create_task(self._small_batches.finish(small))
+        elif row is not None:
+            finishing = asyncio.create_task(self._finaliser.finish(row))
+        else:
             return False
-        finishing = asyncio.create_task(self._finaliser.finish(row))
         self._finishing.add(finishing)
         finishing.add_done_callback(self._finished)
         return True

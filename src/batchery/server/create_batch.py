@@ -183,13 +183,11 @@ class _New:
                     return await owned_batch(connection, idempotency.same(made, self._use), self._caller.owner)
             if columns["status"] == "validating":
                 await limits.check_new_batch(connection, self._caller, columns["total"])
-            await batches.insert(connection, **columns)
+            row = await batches.insert(connection, **columns)
             for values in produced:
                 await files.insert(connection, **values)
             if lifecycle.is_terminal(columns["status"]):
                 await webhooks.tell(connection, columns["id"], columns["created_at"])
-            row = await batches.get(connection, columns["id"])
-        assert row is not None
         return row
 
 

@@ -116,9 +116,15 @@ _COUNTERS = (
 )
 
 
-async def insert(connection: AsyncConnection, **values: Any) -> None:
+_insert = sa.insert(batches).returning(batches)
+_get = _select.where(batches.c.id == sa.bindparam("of_id"))
+_get_locked = _get.with_for_update()
+
+
+async def insert(connection: AsyncConnection, **values: Any) -> BatchRow:
     """Add a batch; counters that are not given begin at 0."""
-    await connection.execute(sa.insert(batches).values(**dict.fromkeys(_COUNTERS, 0) | values))
+    added = await connection.execute(_insert, dict.fromkeys(_COUNTERS, 0) | values)
+    return BatchRow(**added.one()._mapping)
 
 
 async def get(connection: AsyncConnection, id: str, *, lock: bool = False) -> BatchRow | None:
@@ -127,10 +133,8 @@ async def get(connection: AsyncConnection, id: str, *, lock: bool = False) -> Ba
     Args:
         lock: hold the row until the end of the transaction (on SQLite a write transaction holds everything anyway).
     """
-    query = _select.where(batches.c.id == id)
-    if lock:
-        query = query.with_for_update()
-    return typed(BatchRow, (await connection.execute(query)).one_or_none())
+    found = await connection.execute(_get_locked if lock else _get, {"of_id": id})
+    return typed(BatchRow, found.one_or_none())
 
 
 async def get_many(connection: AsyncConnection, ids: Sequence[str], *, lock: bool = False) -> dict[str, BatchRow]:
@@ -322,20 +326,66 @@ async def claim(
         now: Unix seconds.
         until: when the lease lapses unless renewed.
     """
-    free = batches.c.lease_until.is_(None) | (batches.c.lease_until < now)
-    in_flight = sa.exists().where(shards.c.batch_id == batches.c.id, shards.c.lease_until >= now)
-    found = await connection.execute(
-        sa.select(batches.c.id)
-        .where(batches.c.status.in_(status), free, ~in_flight)
-        .order_by(batches.c.expires_at, batches.c.seq)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-    )
-    id = found.scalar()
+    found = await connection.execute(_claimable(status, now).limit(1).with_for_update(skip_locked=True))
+    id: str | None = found.scalar()
     if id is None:
         return None
     await connection.execute(sa.update(batches).where(batches.c.id == id).values(lease_owner=worker, lease_until=until))
     return await get(connection, id)
+
+
+def _claimable(status: Sequence[str], now: float) -> sa.Select[Any]:
+    free = batches.c.lease_until.is_(None) | (batches.c.lease_until < now)
+    in_flight = sa.exists().where(shards.c.batch_id == batches.c.id, shards.c.lease_until >= now)
+    return (
+        sa.select(batches.c.id)
+        .where(batches.c.status.in_(status), free, ~in_flight)
+        .order_by(batches.c.expires_at, batches.c.seq)
+    )
+
+
+async def is_claimable(connection: AsyncConnection, status: Sequence[str], now: float) -> bool:
+    """Whether `claim` would find a batch."""
+    return (await connection.execute(_claimable(status, now).limit(1))).first() is not None
+
+
+async def ready(connection: AsyncConnection, now: float, limit: int) -> list[BatchRow]:
+    """Batches that have run to their end and that nobody is finishing, the earliest deadline first.
+
+    Args:
+        now: Unix seconds.
+        limit: at most so many.
+    """
+    found = await connection.execute(_free["finalizing"], {"now": now, "most": limit})
+    return [BatchRow(**row._mapping) for row in found]
+
+
+async def waiting(connection: AsyncConnection, now: float, limit: int) -> list[BatchRow]:
+    """Batches that wait for their plans and that nobody is planning, the earliest deadline first.
+
+    Args:
+        now: Unix seconds.
+        limit: at most so many.
+    """
+    found = await connection.execute(_free["validating"], {"now": now, "most": limit})
+    return [BatchRow(**row._mapping) for row in found]
+
+
+def _free_of(status: str) -> sa.Select[Any]:
+    # The statuses are in the query's text: only then is SQLite sure that the index of live batches will do.
+    live: list[sa.ColumnElement[str]] = [sa.literal_column(f"'{name}'") for name in LIVE]
+    return (
+        _select.where(
+            batches.c.status.in_(live),
+            batches.c.status == status,
+            batches.c.lease_until.is_(None) | (batches.c.lease_until < sa.bindparam("now")),
+        )
+        .order_by(batches.c.expires_at, batches.c.seq)
+        .limit(sa.bindparam("most"))
+    )
+
+
+_free = {status: _free_of(status) for status in ("validating", "finalizing")}
 
 
 async def renew(connection: AsyncConnection, worker: str, ids: Sequence[str], until: float) -> None:

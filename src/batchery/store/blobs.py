@@ -36,6 +36,9 @@ LISTED = 1000
 DELETES = 16
 """Blobs that are deleted at the same time."""
 
+PUTS = 64
+"""Blobs that are written at the same time."""
+
 RANGES = 16
 """Ranges of a blob that are read from a bucket at the same time."""
 
@@ -178,6 +181,12 @@ class BlobStore:
         with _translated():
             return bytes(await obstore.get_range_async(self.objects, key, start=start, length=length))
 
+    async def read_whole(self, key: str) -> bytes:
+        """A whole blob, which fits into memory."""
+        with _translated():
+            found = await obstore.get_async(self.objects, key)
+            return bytes(await found.bytes_async())
+
     async def read_each(self, key: str, starts: Sequence[int], lengths: Sequence[int]) -> list[bytes]:
         """Several ranges of a blob, far apart: from a folder at once, else some at a time."""
         if self.folder is not None:
@@ -244,6 +253,37 @@ class BlobStore:
         except (BaseError, OSError) as error:
             raise classify(error) from error
 
+    async def put_many(self, blobs: Sequence[tuple[str, bytes]]) -> None:
+        """Write several blobs whose bytes are at hand: together, so that they wait for the disk together.
+
+        Raises:
+            StoreFull, StoreUnavailable: it failed; none of them exists.
+        """
+        folder = self.folder
+        outcomes: list[BaseException | None] = []
+        for start in range(0, len(blobs), PUTS):
+            some = blobs[start : start + PUTS]
+            puts = (
+                obstore.put_async(self.objects, key, content)
+                if folder is None
+                else asyncio.to_thread(_write_synced, folder / key, content)
+                for key, content in some
+            )
+            done = await asyncio.gather(*puts, return_exceptions=True)
+            outcomes += [one for one in done if isinstance(one, BaseException)]
+            if outcomes:
+                break
+        try:
+            with _translated():
+                for outcome in outcomes:
+                    if outcome is not None:
+                        raise outcome
+                if folder is not None:
+                    await asyncio.to_thread(_sync_folders, folder, [key for key, _ in blobs])
+        except StoreError:
+            await self.delete([key for key, _ in blobs])
+            raise
+
     async def ping(self) -> None:
         """Learn whether the store answers."""
         try:
@@ -300,6 +340,21 @@ def _sync(folder: Path, key: str) -> None:
     _fsync(path)
     while path != folder:
         path = path.parent
+        _fsync(path)
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}#1")  # as obstore calls it, so that it is swept after a crash
+    with unfinished.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.rename(path)
+
+
+def _sync_folders(folder: Path, keys: Iterable[str]) -> None:
+    for path in sorted({parent for key in keys for parent in (folder / key).parents if parent.is_relative_to(folder)}):
         _fsync(path)
 
 

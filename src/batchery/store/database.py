@@ -8,6 +8,7 @@ another moment.
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,13 +20,19 @@ from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from batchery.store import sqlite_driver
 from batchery.store.errors import StoreUnavailable, classify
+from batchery.store.sqlite_driver import Driver
+from batchery.store.turns import BEGIN, POLL_MS, TurnTaking
 
 REVISION = "0004"
 """The migration that this code needs; a test holds it to the newest in `migrations/`."""
 
 BUSY_TIMEOUT_MS = 15_000
 READERS = 4
+
+PATIENCE = 60.0
+"""Seconds to wait at most for a connection while others of this process use them."""
 
 
 def sqlite_url(path: Path) -> str:
@@ -64,9 +71,12 @@ class Database:
 
     def __init__(self, url: str, *, readers: int = READERS) -> None:
         self.is_sqlite = sa.make_url(url).get_backend_name() == "sqlite"
+        # Users of an SQLite database do not queue at the pools, where whoever waits is not woken when a connection could
+        # not be made because its task was cancelled meanwhile.
+        self._write_turns, self._read_turns = asyncio.Semaphore(1), asyncio.Semaphore(readers)
         if self.is_sqlite:
-            self._writer = _sqlite_engine(url, "BEGIN IMMEDIATE", 1)
-            self._reader = _sqlite_engine(url, "BEGIN", readers)
+            self._writer = _sqlite_engine(url, BEGIN, 1)
+            self._reader = _sqlite_engine(url, sqlite_driver.BEGIN, readers)
         else:
             self._writer = create_async_engine(url, pool_size=readers + 2, max_overflow=4, pool_pre_ping=True)
             self._reader = self._writer.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
@@ -78,7 +88,7 @@ class Database:
         Raises:
             StoreUnavailable, StoreFull: the database failed.
         """
-        async with self._connect(self._reader) as connection:
+        async with self._turn(self._read_turns), self._connect(self._reader) as connection:
             yield connection
 
     @asynccontextmanager
@@ -88,8 +98,23 @@ class Database:
         Raises:
             StoreUnavailable, StoreFull: the database failed; nothing of the block has happened.
         """
-        async with self._connect(self._writer) as connection:
+        async with self._turn(self._write_turns), self._connect(self._writer) as connection:
             yield connection
+
+    @asynccontextmanager
+    async def _turn(self, turns: asyncio.Semaphore) -> AsyncIterator[None]:
+        if not self.is_sqlite:
+            yield
+            return
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await turns.acquire()
+        except TimeoutError as error:
+            raise StoreUnavailable("the database is busy: others have been at work for too long") from error
+        try:
+            yield
+        finally:
+            turns.release()
 
     @asynccontextmanager
     async def _connect(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
@@ -147,8 +172,15 @@ def _is_defect(error: DBAPIError) -> bool:
 
 
 def _sqlite_engine(url: str, begin: str, size: int) -> AsyncEngine:
+    writes = begin == BEGIN
     engine = create_async_engine(
-        url, poolclass=sa.pool.AsyncAdaptedQueuePool, pool_size=size, max_overflow=0, pool_timeout=60
+        url,
+        poolclass=sa.pool.AsyncAdaptedQueuePool,
+        pool_size=size,
+        max_overflow=0,
+        pool_timeout=PATIENCE,
+        module=Driver(reads=not writes),
+        connect_args={"factory": TurnTaking} if writes else {},
     )
 
     @event.listens_for(engine.sync_engine, "connect")
@@ -161,6 +193,8 @@ def _sqlite_engine(url: str, begin: str, size: int) -> AsyncEngine:
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.execute("PRAGMA journal_size_limit=67108864")
         cursor.execute("PRAGMA cache_size=-8192")
+        if writes:
+            cursor.execute(f"PRAGMA busy_timeout={POLL_MS}")
         cursor.close()
 
     @event.listens_for(engine.sync_engine, "begin")

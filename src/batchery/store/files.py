@@ -6,7 +6,7 @@ batch reads or writes it, it stays. No query here takes a row away without notin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -94,6 +94,10 @@ _select_light = sa.select(
     *_length,
 ).select_from(_with_batch)
 
+_get = _select.where(files.c.id == sa.bindparam("of_id"))
+_lock = sa.select(files.c.id).where(files.c.id == sa.bindparam("of_id")).with_for_update()
+_insert = sa.insert(files)
+
 _users = batches.alias("users")
 _in_use = sa.exists().where(_users.c.input_file == files.c.id, _users.c.status.in_(LIVE)) | sa.exists().where(
     _users.c.id == files.c.batch_id,
@@ -121,7 +125,7 @@ class Gone(msgspec.Struct, frozen=True):
 
 async def insert(connection: AsyncConnection, **values: Any) -> None:
     """Add a file; `values` are the columns, of which `seq` is made here."""
-    await connection.execute(sa.insert(files).values(**values))
+    await connection.execute(_insert, values)
 
 
 def growing_file(*, id: str, owner: str, purpose: str, batch: str, created_at: int) -> dict[str, Any]:
@@ -147,10 +151,25 @@ async def get(connection: AsyncConnection, id: str, *, at: int | None = None) ->
         at: Unix seconds; then a file that has expired by this moment is found only while a live batch uses it. Without
             it the row is found as long as there is one.
     """
-    query = _select.where(files.c.id == id)
-    if at is not None:
-        query = query.where(_exists_at(at))
-    return typed(FileRow, (await connection.execute(query)).one_or_none())
+    query = _get if at is None else _get.where(_exists_at(at))
+    return typed(FileRow, (await connection.execute(query, {"of_id": id})).one_or_none())
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where an uploaded file and its line index are, by their blobs' keys."""
+
+    blob_key: str
+    index_key: str
+
+
+async def places(connection: AsyncConnection, ids: Sequence[str]) -> dict[str, Place]:
+    """Where these uploads are; those that are not there, or have no index, are not among the answers."""
+    found = await connection.execute(
+        sa.select(files.c.id, files.c.blob_key, files.c.index_key).where(
+            files.c.id.in_(ids), files.c.blob_key.is_not(None), files.c.index_key.is_not(None)
+        )
+    )
+    return {id: Place(blob_key, index_key) for id, blob_key, index_key in found}
 
 
 async def lock(connection: AsyncConnection, id: str) -> bool:
@@ -159,7 +178,7 @@ async def lock(connection: AsyncConnection, id: str) -> bool:
     Returns:
         Whether it exists.
     """
-    found = await connection.execute(sa.select(files.c.id).where(files.c.id == id).with_for_update())
+    found = await connection.execute(_lock, {"of_id": id})
     return found.first() is not None
 
 
@@ -220,6 +239,23 @@ async def finish(
         sa.update(files)
         .where(files.c.id == id)
         .values(blob_key=blob_key, bytes=size, lines=lines, sha256=sha256, expires_at=expires_at)
+    )
+
+
+async def finish_many(connection: AsyncConnection, finished: Sequence[Mapping[str, Any]]) -> None:
+    """The same for several.
+
+    Args:
+        finished: for each `id`, `blob_key`, `bytes`, `lines`, `sha256` and `expires_at`.
+    """
+    if not finished:
+        return
+    names = ("blob_key", "bytes", "lines", "sha256", "expires_at")
+    await connection.execute(
+        sa.update(files)
+        .where(files.c.id == sa.bindparam("of_id"))
+        .values({name: sa.bindparam(f"new_{name}") for name in names}),
+        [{"of_id": file["id"]} | {f"new_{name}": file[name] for name in names} for file in finished],
     )
 
 

@@ -122,6 +122,26 @@ async def read(connection: AsyncConnection, batch: str, kind: Kind, first: int, 
     ]
 
 
+async def of_batches(connection: AsyncConnection, ids: Sequence[str]) -> list[Segment]:
+    """The whole logs of some batches, of which the caller knows that they are small; in order of kind and position."""
+    found = await connection.execute(
+        sa.select(results).where(results.c.batch_id.in_(ids)).order_by(results.c.kind, results.c.position)
+    )
+    kinds = {number: kind for kind, number in _KIND.items()}
+    return [
+        Segment(
+            batch_id=row.batch_id,
+            kind=kinds[row.kind],
+            position=row.position,
+            requests=array("I", row.requests),
+            ends=array("I", row.ends),
+            attempts=array("I", row.attempts),
+            body=row.body,
+        )
+        for row in found
+    ]
+
+
 async def layout(
     connection: AsyncConnection, batch: str, kind: Kind, first: int, *, segments: int = 1_000
 ) -> list[Layout]:
@@ -172,3 +192,8 @@ async def drop_some(connection: AsyncConnection, batch: str, segments: int) -> i
             [{"of_kind": kind, "of_position": position} for kind, position in keys],
         )
     return len(keys)
+
+
+async def drop_of(connection: AsyncConnection, ids: Sequence[str]) -> None:
+    """Drop the whole logs of some batches, of which the caller knows that they are small."""
+    await connection.execute(sa.delete(results).where(results.c.batch_id.in_(ids)))

@@ -36,37 +36,38 @@ class ShardRow(msgspec.Struct, frozen=True, kw_only=True):
         return [(place, request) for place, request in enumerate(requests) if not done[place >> 3] >> (place & 7) & 1]
 
 
-async def insert(
-    connection: AsyncConnection,
-    batch: str,
-    deadline: int,
-    pieces: Sequence[tuple[str, bytes]],
-    twins: Sequence[bytes | None] = (),
-) -> None:
-    """Add a batch's plan.
+class Plan(msgspec.Struct, frozen=True):
+    """A batch's plan.
 
-    Args:
+    Attributes:
         batch: its id.
         deadline: its `expires_at`.
         pieces: for each shard the model and the packed requests.
         twins: for each shard too, or none for any.
     """
-    if not pieces:
-        return
-    await connection.execute(
-        sa.insert(shards),
-        [
-            {
-                "batch_id": batch,
-                "model": model,
-                "deadline": deadline,
-                "requests": requests,
-                "twins": same,
-                "epoch": 0,
-            }
-            for (model, requests), same in zip(pieces, twins or [None] * len(pieces), strict=True)
-        ],
-    )
+
+    batch: str
+    deadline: int
+    pieces: Sequence[tuple[str, bytes]]
+    twins: Sequence[bytes | None] = ()
+
+
+async def insert(connection: AsyncConnection, plans: Sequence[Plan]) -> None:
+    """Add the plans of some batches."""
+    rows = [
+        {
+            "batch_id": plan.batch,
+            "model": model,
+            "deadline": plan.deadline,
+            "requests": requests,
+            "twins": same,
+            "epoch": 0,
+        }
+        for plan in plans
+        for (model, requests), same in zip(plan.pieces, plan.twins or [None] * len(plan.pieces), strict=True)
+    ]
+    if rows:
+        await connection.execute(sa.insert(shards), rows)
 
 
 async def claim(
@@ -206,3 +207,8 @@ async def of_batch(connection: AsyncConnection, batch: str) -> list[ShardRow]:
 async def drop(connection: AsyncConnection, batch: str) -> None:
     """Drop what is left of a batch's plan."""
     await connection.execute(sa.delete(shards).where(shards.c.batch_id == batch))
+
+
+async def drop_of(connection: AsyncConnection, ids: Sequence[str]) -> None:
+    """Drop what is left of the plans of several batches."""
+    await connection.execute(sa.delete(shards).where(shards.c.batch_id.in_(ids)))
