@@ -16,7 +16,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from batchery.store import database as database_module
-from batchery.store import files, migrations
+from batchery.store import files, identity, migrations
 from batchery.store.database import REVISION, Database, async_url, sqlite_url
 from batchery.store.errors import StoreFull, StoreUnavailable
 from batchery.store.schema import metadata
@@ -316,3 +316,58 @@ def test_async_url_refuses_what_is_no_database(url: str) -> None:
 
 def test_sqlite_url(tmp_path: Path) -> None:
     assert sa.make_url(sqlite_url(tmp_path / "a.db")).database == str(tmp_path / "a.db")
+
+
+@pytest.mark.parametrize("cancels", [1, 2, 3])
+@pytest.mark.parametrize("mode", ["read", "write"])
+async def test_a_transaction_that_is_cancelled_at_any_moment_leaves_nothing_behind(
+    tmp_path: Path, cancels: int, mode: str
+) -> None:
+    """However often: as by a client that leaves, while the server stops."""
+    database = Database(sqlite_url(tmp_path / "db"), readers=1)
+    await database.migrate()
+
+    async def work() -> None:
+        while True:
+            async with getattr(database, mode)() as connection:
+                await identity.get(connection)
+
+    for i in range(60):
+        task = asyncio.create_task(work())
+        await asyncio.sleep(0.0002 * i)
+        for _ in range(cancels):
+            task.cancel()
+            await asyncio.sleep(0.0001 * (i % 7))
+        async with asyncio.timeout(10):
+            await asyncio.wait([task])
+            assert task.cancelled()
+            async with database.write() as connection:  # as the only connection is free, and nobody holds the lock
+                assert await identity.get(connection)
+            async with database.read() as connection:
+                assert await identity.get(connection)
+    async with asyncio.timeout(10):
+        await database.close()
+
+
+async def test_one_that_is_cancelled_while_it_waits_for_another_process(tmp_path: Path) -> None:
+    database = Database(sqlite_url(tmp_path / "db"))
+    await database.migrate()
+    other = sqlite3.connect(tmp_path / "db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+
+    async def work() -> None:
+        async with database.write() as connection:
+            await identity.get(connection)
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0.1)
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0.05)
+    other.execute("COMMIT")
+    other.close()
+    async with asyncio.timeout(10):
+        await asyncio.wait([task])
+        assert task.cancelled()
+        await work()
+        await database.close()

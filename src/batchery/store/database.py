@@ -71,8 +71,8 @@ class Database:
 
     def __init__(self, url: str, *, readers: int = READERS) -> None:
         self.is_sqlite = sa.make_url(url).get_backend_name() == "sqlite"
-        # Users of an SQLite database do not queue at the pools, where whoever waits is not woken when a connection could
-        # not be made because its task was cancelled meanwhile.
+        # Users of an SQLite database do not queue at the pools, where whoever waits is not woken when a connection
+        # could not be made because its task was cancelled meanwhile.
         self._write_turns, self._read_turns = asyncio.Semaphore(1), asyncio.Semaphore(readers)
         if self.is_sqlite:
             self._writer = _sqlite_engine(url, BEGIN, 1)

@@ -15,7 +15,7 @@ import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import aiosqlite
 import msgspec
@@ -90,18 +90,32 @@ def _execute_many(driver: sqlite3.Connection, operation: str, parameters: Iterab
 
 
 class _Thread(aiosqlite.Connection):
-    """A connection's thread."""
+    """A connection's thread. What it is called for is waited for to its end, whatever becomes of the task that waits."""
 
     async def _execute(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call a function there, and wait for its end whatever happens.
+        """Call a function there.
 
         Raises:
             asyncio.CancelledError: this task was cancelled meanwhile, once or several times.
         """
         if not self._running or self._connection is None:
             raise ValueError("the connection is closed")
+        return await self._ended(partial(fn, *args, **kwargs))
+
+    async def _connect(self) -> Self:
+        """Open it, or leave nothing open."""
+        try:
+            self._connection = await self._ended(self._connector)
+        except BaseException:
+            stopped = self.stop()
+            if stopped is not None:
+                await asyncio.wait((stopped,))
+            raise
+        return self
+
+    async def _ended(self, function: Callable[[], Any]) -> Any:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._tx.put_nowait((future, partial(fn, *args, **kwargs)))
+        self._tx.put_nowait((future, function))
         cancelled: asyncio.CancelledError | None = None
         while not future.done():
             try:
