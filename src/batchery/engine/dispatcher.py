@@ -20,26 +20,11 @@ from batchery.engine import retry
 from batchery.engine.breaker import Breaker
 from batchery.engine.health import AWAY, Health
 from batchery.engine.limiter import Limit
+from batchery.engine.outcomes import failure, success, unsent_failure
 from batchery.engine.quota import Quota
 from batchery.engine.recorder import Recorder
 from batchery.engine.work import LeasedShard, Result, Work
 from batchery.upstreams.base import Answer, Fault, Upstream
-from batchery.wire import ids
-from batchery.wire.results import (
-    Failure,
-    InvalidBody,
-    check_answer,
-    error_body,
-    failure_line,
-    failure_of,
-    success_line,
-)
-
-FAULT_CODES = {
-    "timeout": "upstream_timeout",
-    "unreachable": "upstream_unreachable",
-    "broken": "upstream_unreachable",
-}
 
 RETRY_SHARE = 0.5
 """The share of the slots that retries may take while there are requests that were never sent."""
@@ -414,45 +399,3 @@ class Dispatcher:
             self._again.append(work)
         self._fill()
         self._set_timer()
-
-
-def success(work: Work, answer: Answer) -> Result:
-    """The result of a 2xx answer: an output line, or, when it is not JSON, a final failure."""
-    id = ids.request_id(work.shard.batch_id, work.request)
-    request_id = answer.request_id or id
-    try:
-        body, usage = check_answer(answer.body)
-    except InvalidBody as error:
-        line = failure_line(
-            id,
-            work.custom_id,
-            Failure("invalid_upstream_response", f"The upstream answered {answer.status}, but {error}."),
-            status=answer.status,
-            request_id=request_id,
-            body=error_body(answer.body),
-        )
-        return Result(work, "error", line, None)
-    return Result(work, "output", success_line(id, work.custom_id, answer.status, request_id, body), usage)
-
-
-def failure(work: Work, outcome: Answer | Fault) -> Result:
-    """The result of an outcome that is not tried again."""
-    id = ids.request_id(work.shard.batch_id, work.request)
-    if isinstance(outcome, Fault):
-        cause = Failure(FAULT_CODES[outcome.kind], outcome.message)
-        return Result(work, "error", failure_line(id, work.custom_id, cause), None)
-    line = failure_line(
-        id,
-        work.custom_id,
-        failure_of(outcome.status, outcome.body),
-        status=outcome.status,
-        request_id=outcome.request_id or id,
-        body=error_body(outcome.body),
-    )
-    return Result(work, "error", line, None)
-
-
-def unsent_failure(work: Work, reason: Failure) -> Result:
-    """The result of a request that was not sent, because it could only fail; its batch shows the reason too."""
-    id = ids.request_id(work.shard.batch_id, work.request)
-    return Result(work, "error", failure_line(id, work.custom_id, reason), None, reason)
