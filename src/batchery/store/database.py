@@ -19,6 +19,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from batchery.store import sqlite_driver
 from batchery.store.errors import StoreUnavailable, classify
 
 REVISION = "0004"
@@ -132,6 +133,7 @@ class Database:
         from batchery.store.migrations import upgrade  # noqa: PLC0415  (alembic is slow to import, and rarely needed)
 
         async with self.write() as connection:
+            await connection.execute(sa.select(1))  # waits for others that migrate: Alembic bears one at a time
             await connection.run_sync(upgrade)
 
     async def close(self) -> None:
@@ -148,7 +150,12 @@ def _is_defect(error: DBAPIError) -> bool:
 
 def _sqlite_engine(url: str, begin: str, size: int) -> AsyncEngine:
     engine = create_async_engine(
-        url, poolclass=sa.pool.AsyncAdaptedQueuePool, pool_size=size, max_overflow=0, pool_timeout=60
+        url,
+        poolclass=sa.pool.AsyncAdaptedQueuePool,
+        pool_size=size,
+        max_overflow=0,
+        pool_timeout=60,
+        connect_args={"async_creator_fn": sqlite_driver.connect},
     )
 
     @event.listens_for(engine.sync_engine, "connect")
@@ -165,7 +172,8 @@ def _sqlite_engine(url: str, begin: str, size: int) -> AsyncEngine:
 
     @event.listens_for(engine.sync_engine, "begin")
     def begin_transaction(connection: sa.Connection) -> None:
-        connection.exec_driver_sql(begin)
+        driver: sqlite_driver.Connection = connection.connection.driver_connection  # type: ignore[assignment]
+        driver.begin = begin
 
     return engine
 
