@@ -101,7 +101,9 @@ class Dispatcher:
     @property
     def limit(self) -> int:
         """Requests that may be in flight now."""
-        limit, cap = self._health.limit(self._limiter.limit), self._cap
+        limit, cap = self._limiter.limit, self._cap
+        if self._health.down:
+            limit = self._health.limit(limit)
         return limit if cap is None or cap > limit else cap
 
     @property
@@ -232,22 +234,22 @@ class Dispatcher:
         loop = asyncio.get_running_loop()
         task = asyncio.current_task()
         assert task is not None
-        recorder, in_flight = self._recorder, self._in_flight
+        recorder, in_flight, quota, breaker = self._recorder, self._in_flight, self._quota, self._breaker
+        clock, send = loop.time, self._upstream.send
         while not self._closing:
             if not recorder.has_room:
                 await recorder.room()
                 continue
-            now = loop.time()
-            work = self._take() if self._may_send(now) else None
+            now = clock()
+            limit = self.limit
+            work = self._take(limit) if self._may_send(now, limit) else None
             if work is None:
                 future = loop.create_future()
                 self._idle.append(future)
                 await future
                 continue
-            if self._breaker.watching and (
-                (reason := self._breaker.verdict((work.shard.model, work.url), now)) is not None
-            ):
-                self._recorder.add(unsent_failure(work, reason))
+            if breaker.watching and (reason := breaker.verdict((work.shard.model, work.url), now)) is not None:
+                recorder.add(unsent_failure(work, reason))
                 work.body = b""
                 self.unsent += 1
                 if self.unsent % UNSENT == 0:
@@ -259,10 +261,10 @@ class Dispatcher:
             self._retrying += again
             if not again:
                 work.since = now
-            estimate = self._quota.sent(now, work.size)
+            estimate = quota.sent(now, work.size) if quota.is_set else 0.0
             in_flight[task] = work
             try:
-                outcome = await self._upstream.send(work.url, work.body)
+                outcome = await send(work.url, work.body)
             except asyncio.CancelledError:
                 # A slot may be closed at the moment when its request is broken off; that cancellation must stand.
                 if not work.aborted or task.uncancel() > 0:
@@ -275,14 +277,16 @@ class Dispatcher:
             if work.aborted:
                 # Its answer came at that very moment, and the cancellation had no effect.
                 task.uncancel()
-            self._settle(work, outcome, loop.time(), now, estimate)
+            self._settle(work, outcome, clock(), now, estimate)
             if self._ready and len(in_flight) + 1 < self.limit:
                 self._fill()  # the limit has grown
 
-    def _may_send(self, now: float) -> bool:
+    def _may_send(self, now: float, limit: int) -> bool:
         """Whether one more may be in flight; if it is only a matter of time, it is looked at again then."""
-        if len(self._in_flight) >= self.limit:
+        if len(self._in_flight) >= limit:
             return False
+        if not (self._quota.may_hold or self._health.down):
+            return True
         wait = max(self._quota.wait(now), self._health.wait(now))
         if wait <= 0:
             return True
@@ -294,16 +298,17 @@ class Dispatcher:
         self._hold = None
         self._fill()
 
-    def _take(self) -> Work | None:
+    def _take(self, limit: int) -> Work | None:
         """The next request; None when there is none."""
-        if self._again and (self._retrying < RETRY_SHARE * self.limit or not self._ready):
+        ready = self._ready
+        if self._again and (self._retrying < RETRY_SHARE * limit or not ready):
             work = self._again.popleft()
-        elif self._ready:
-            work = self._ready.popleft()
+        elif ready:
+            work = ready.popleft()
         else:
             self._wanted()
             return None
-        if len(self._ready) < self.limit:
+        if len(ready) < limit:
             self._wanted()
         return work
 

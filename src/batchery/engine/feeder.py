@@ -13,7 +13,7 @@ from batchery.engine.copies import Copies
 from batchery.engine.dispatcher import Dispatcher
 from batchery.engine.planner import SHARD_REQUESTS
 from batchery.engine.reader import Reader
-from batchery.engine.recorder import Recorder
+from batchery.engine.recorder import INTERVAL, Recorder
 from batchery.engine.scheduler import Scheduler, held_back
 from batchery.engine.work import LeasedShard, Work
 from batchery.store import batches, shards
@@ -22,6 +22,10 @@ from batchery.store.errors import StoreError
 
 OPEN_BYTES = 32 * 1024 * 1024
 """Bytes of request bodies that may be read and not yet recorded."""
+
+LEASE_AHEAD = 0.25
+"""Seconds for which shards are leased at a time, if that is more than keeps the dispatcher busy. With more of them,
+other workers would have nothing to do at the end of a batch."""
 
 UNREADABLE = 5.0
 """Seconds before the lines of a shard are read again that could not be read; the others go first."""
@@ -66,6 +70,8 @@ class Feeder:
         self._to_watch = to_watch
         self._to_finish = to_finish
         self._shard_size = float(SHARD_REQUESTS)
+        self._leased_at = float("-inf")
+        self._recorded_since = 0
         self._stopping_since: dict[LeasedShard, float] = {}
 
     def attach(self, dispatcher: Dispatcher, recorder: Recorder, copies: Copies) -> None:
@@ -109,9 +115,13 @@ class Feeder:
     async def _lease(self, target: int, held: set[str]) -> None:
         """Lease more shards, if fewer requests are at hand than there should be."""
         now = time.time()
+        seconds = now - self._leased_at
+        # A transaction for every few shards would be a good part of what requests cost that are answered at once.
+        target = max(target, int(LEASE_AHEAD * self._recorded_since / max(seconds, INTERVAL)))
         wanted = self.scheduler.wanted(target, now, size=self._shard_size, held_back=held)
         if not wanted:
             return
+        self._leased_at, self._recorded_since = now, 0
         rows: list[shards.ShardRow] = []
         try:
             async with self._database.write() as connection:
@@ -143,20 +153,34 @@ class Feeder:
     # Settling: requests leave in one of two ways, recorded or given up.
 
     def recorded(self, works: list[Work]) -> None:
-        """These have their results on disk."""
+        """These have their results on disk: as `settle` for each, but a shard at a time."""
+        counts: dict[LeasedShard, int] = {}
+        size = 0
         for work in works:
-            self.settle(work)
+            shard = work.shard
+            counts[shard] = counts.get(shard, 0) + 1 + len(work.copies)
+            size += work.size
+        self.open_bytes -= size
+        self._recorded_since += len(works)
+        for shard, count in counts.items():
+            self._leaves(shard, count)
+        self._ask_if_low()
 
     def settle(self, work: Work) -> None:
         """A request is recorded, or given up."""
-        shard = work.shard
-        shard.open -= 1 + len(work.copies)
         self.open_bytes -= work.size
+        self._leaves(work.shard, 1 + len(work.copies))
+        self._ask_if_low()
+
+    def _leaves(self, shard: LeasedShard, count: int) -> None:
+        shard.open -= count
         if shard.open == 0 and (shard.returning or not shard.unread):
             if shard.stopping or shard.returning:
                 self._to_watch.set()
             else:
                 self.scheduler.remove(shard)
+
+    def _ask_if_low(self) -> None:
         if self._dispatcher.ready < self._dispatcher.limit:
             self._to_feed.set()
 
