@@ -13,7 +13,7 @@ from batchery.engine.copies import Copies
 from batchery.engine.dispatcher import Dispatcher
 from batchery.engine.planner import SHARD_REQUESTS
 from batchery.engine.reader import Reader
-from batchery.engine.recorder import INTERVAL, Recorder
+from batchery.engine.recorder import Recorder
 from batchery.engine.scheduler import Scheduler, held_back
 from batchery.engine.work import LeasedShard, Work
 from batchery.store import batches, shards
@@ -22,10 +22,6 @@ from batchery.store.errors import StoreError
 
 OPEN_BYTES = 32 * 1024 * 1024
 """Bytes of request bodies that may be read and not yet recorded."""
-
-LEASE_AHEAD = 0.25
-"""Seconds for which shards are leased at a time, if that is more than keeps the dispatcher busy. With more of them,
-other workers would have nothing to do at the end of a batch."""
 
 UNREADABLE = 5.0
 """Seconds before the lines of a shard are read again that could not be read; the others go first."""
@@ -70,8 +66,6 @@ class Feeder:
         self._to_watch = to_watch
         self._to_finish = to_finish
         self._shard_size = float(SHARD_REQUESTS)
-        self._leased_at = float("-inf")
-        self._recorded_since = 0
         self._stopping_since: dict[LeasedShard, float] = {}
 
     def attach(self, dispatcher: Dispatcher, recorder: Recorder, copies: Copies) -> None:
@@ -115,13 +109,9 @@ class Feeder:
     async def _lease(self, target: int, held: set[str]) -> None:
         """Lease more shards, if fewer requests are at hand than there should be."""
         now = time.time()
-        seconds = now - self._leased_at
-        # A transaction for every few shards would be a good part of what requests cost that are answered at once.
-        target = max(target, int(LEASE_AHEAD * self._recorded_since / max(seconds, INTERVAL)))
         wanted = self.scheduler.wanted(target, now, size=self._shard_size, held_back=held)
         if not wanted:
             return
-        self._leased_at, self._recorded_since = now, 0
         rows: list[shards.ShardRow] = []
         try:
             async with self._database.write() as connection:
@@ -161,7 +151,6 @@ class Feeder:
             counts[shard] = counts.get(shard, 0) + 1 + len(work.copies)
             size += work.size
         self.open_bytes -= size
-        self._recorded_since += len(works)
         for shard, count in counts.items():
             self._leaves(shard, count)
         self._ask_if_low()

@@ -63,6 +63,7 @@ class Recorder:
         copied: called with each result that is also that of other requests.
 
     Attributes:
+        has_room: whether results are recorded as fast as they come.
         count: results recorded so far.
         seconds: how long each commit took, those that failed before it did not count.
         sizes: how many results each had.
@@ -88,6 +89,7 @@ class Recorder:
         self._full = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
+        self.has_room = True
         self._closing = False
         self.count = 0
         self.seconds = Histogram(COMMIT_SECONDS)
@@ -105,11 +107,7 @@ class Recorder:
             self._full.set()
             if self._pending_bytes + self._committing_bytes >= MAX_BYTES:
                 self._room.clear()
-
-    @property
-    def has_room(self) -> bool:
-        """Whether results are recorded as fast as they come."""
-        return self._room.is_set()
+                self.has_room = False
 
     async def room(self) -> None:
         """Wait until results are recorded as fast as they come."""
@@ -167,6 +165,7 @@ class Recorder:
         self._committing_bytes = 0
         if self._pending_bytes < MAX_BYTES:
             self._room.set()
+            self.has_room = True
         self._recorded([result.work for result in group])
 
     async def _commit(self, group: list[Result]) -> None:

@@ -19,7 +19,6 @@ from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from batchery.store import sqlite_driver
 from batchery.store.errors import StoreUnavailable, classify
 
 REVISION = "0004"
@@ -133,7 +132,6 @@ class Database:
         from batchery.store.migrations import upgrade  # noqa: PLC0415  (alembic is slow to import, and rarely needed)
 
         async with self.write() as connection:
-            await connection.execute(sa.select(1))  # waits for others that migrate: Alembic bears one at a time
             await connection.run_sync(upgrade)
 
     async def close(self) -> None:
@@ -150,12 +148,7 @@ def _is_defect(error: DBAPIError) -> bool:
 
 def _sqlite_engine(url: str, begin: str, size: int) -> AsyncEngine:
     engine = create_async_engine(
-        url,
-        poolclass=sa.pool.AsyncAdaptedQueuePool,
-        pool_size=size,
-        max_overflow=0,
-        pool_timeout=60,
-        connect_args={"async_creator_fn": sqlite_driver.connect},
+        url, poolclass=sa.pool.AsyncAdaptedQueuePool, pool_size=size, max_overflow=0, pool_timeout=60
     )
 
     @event.listens_for(engine.sync_engine, "connect")
@@ -172,8 +165,7 @@ def _sqlite_engine(url: str, begin: str, size: int) -> AsyncEngine:
 
     @event.listens_for(engine.sync_engine, "begin")
     def begin_transaction(connection: sa.Connection) -> None:
-        driver: sqlite_driver.Connection = connection.connection.driver_connection  # type: ignore[assignment]
-        driver.begin = begin
+        connection.exec_driver_sql(begin)
 
     return engine
 
