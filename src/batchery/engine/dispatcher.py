@@ -244,6 +244,8 @@ class Dispatcher:
             limit = self.limit
             work = self._take(limit) if self._may_send(now, limit) else None
             if work is None:
+                if not in_flight:
+                    recorder.hurry()  # there is nothing to wait for
                 future = loop.create_future()
                 self._idle.append(future)
                 await future

@@ -131,6 +131,11 @@ class Recorder:
             if self._closing:
                 return
 
+    def hurry(self) -> None:
+        """Commit what has been taken without waiting for more, which is not coming just now."""
+        if self._pending:
+            self._full.set()
+
     def close(self) -> None:
         """Let `run` end once everything is recorded."""
         self._closing = True
