@@ -234,7 +234,7 @@ class Dispatcher:
         loop = asyncio.get_running_loop()
         task = asyncio.current_task()
         assert task is not None
-        recorder, in_flight, quota, breaker = self._recorder, self._in_flight, self._quota, self._breaker
+        recorder, in_flight, quota = self._recorder, self._in_flight, self._quota
         clock, send = loop.time, self._upstream.send
         while not self._closing:
             if not recorder.has_room:
@@ -244,14 +244,16 @@ class Dispatcher:
             limit = self.limit
             work = self._take(limit) if self._may_send(now, limit) else None
             if work is None:
-                if not in_flight:
-                    recorder.hurry()  # there is nothing to wait for
+                if not in_flight and not self.ready:
+                    recorder.hurry()  # no other result is on its way
                 future = loop.create_future()
                 self._idle.append(future)
                 await future
                 continue
-            if breaker.watching and (reason := breaker.verdict((work.shard.model, work.url), now)) is not None:
-                recorder.add(unsent_failure(work, reason))
+            if self._breaker.watching and (
+                (reason := self._breaker.verdict((work.shard.model, work.url), now)) is not None
+            ):
+                self._recorder.add(unsent_failure(work, reason))
                 work.body = b""
                 self.unsent += 1
                 if self.unsent % UNSENT == 0:
@@ -302,15 +304,14 @@ class Dispatcher:
 
     def _take(self, limit: int) -> Work | None:
         """The next request; None when there is none."""
-        ready = self._ready
-        if self._again and (self._retrying < RETRY_SHARE * limit or not ready):
+        if self._again and (self._retrying < RETRY_SHARE * limit or not self._ready):
             work = self._again.popleft()
-        elif ready:
-            work = ready.popleft()
+        elif self._ready:
+            work = self._ready.popleft()
         else:
             self._wanted()
             return None
-        if len(ready) < limit:
+        if len(self._ready) < self.limit:
             self._wanted()
         return work
 

@@ -143,33 +143,26 @@ class Feeder:
     # Settling: requests leave in one of two ways, recorded or given up.
 
     def recorded(self, works: list[Work]) -> None:
-        """These have their results on disk: as `settle` for each, but a shard at a time."""
-        counts: dict[LeasedShard, int] = {}
-        size = 0
+        """These have their results on disk."""
+        # Only with the last of a shard's there may be something to do.
+        lasts = {work.shard: work for work in works}
         for work in works:
-            shard = work.shard
-            counts[shard] = counts.get(shard, 0) + 1 + len(work.copies)
-            size += work.size
-        self.open_bytes -= size
-        for shard, count in counts.items():
-            self._leaves(shard, count)
-        self._ask_if_low()
+            if work is not lasts[work.shard]:
+                work.shard.open -= 1 + len(work.copies)
+                self.open_bytes -= work.size
+        for work in lasts.values():
+            self.settle(work)
 
     def settle(self, work: Work) -> None:
         """A request is recorded, or given up."""
+        shard = work.shard
+        shard.open -= 1 + len(work.copies)
         self.open_bytes -= work.size
-        self._leaves(work.shard, 1 + len(work.copies))
-        self._ask_if_low()
-
-    def _leaves(self, shard: LeasedShard, count: int) -> None:
-        shard.open -= count
         if shard.open == 0 and (shard.returning or not shard.unread):
             if shard.stopping or shard.returning:
                 self._to_watch.set()
             else:
                 self.scheduler.remove(shard)
-
-    def _ask_if_low(self) -> None:
         if self._dispatcher.ready < self._dispatcher.limit:
             self._to_feed.set()
 
