@@ -62,6 +62,10 @@ class Results(Recorder):
     def __init__(self) -> None:
         super().__init__(Database("sqlite+aiosqlite:////nowhere/a.db"), "w", lambda _: None, lambda: None)
         self.taken: list[Result] = []
+        self.hurried_at: list[int] = []
+
+    def hurry(self) -> None:
+        self.hurried_at.append(len(self.taken))
 
     def add(self, result: Result) -> None:
         self.taken.append(result)
@@ -191,6 +195,19 @@ async def test_no_slot_is_lost_by_breaking_off(deaf: bool) -> None:
             it.upstream.deaf = deaf and round % 2 == 1
         assert len(it.dropped) + len(it.results.taken) == 12
         assert not any(slot.done() for slot in it.dispatcher._slots)
+
+
+async def test_results_are_recorded_at_once_when_no_other_is_on_its_way() -> None:
+    async with bench(limit=2) as it:
+        it.dispatcher.offer(works(shard(), "a", "b", "c"))
+        await it.until(lambda: len(it.upstream.waiting) == 2)
+        it.upstream.waiting[b"a"].set_result(GOOD)
+        await it.until(lambda: b"c" in it.upstream.waiting)
+        it.upstream.waiting[b"b"].set_result(GOOD)
+        await it.until(lambda: len(it.results.taken) == 2)
+        assert it.results.hurried_at == []
+        it.upstream.waiting[b"c"].set_result(GOOD)
+        await it.until(lambda: it.results.hurried_at == [3])
 
 
 async def test_closing_lets_what_is_in_flight_end_and_breaks_off_the_rest() -> None:

@@ -370,6 +370,24 @@ async def test_many_bytes_become_several_segments(database: FlakyDatabase, monke
     assert max(lengths) < 1_500
 
 
+async def test_what_need_not_wait_for_more_is_recorded_at_once(
+    database: FlakyDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder_module, "INTERVAL", 60.0)
+    batch, [shard] = await lease(database, [3])
+    desk = Desk(database)
+    desk.recorder.hurry()  # there is nothing
+    desk.recorder.add(result(shard, 0))
+    await desk.until(lambda: len(desk.settled) == 1)
+    desk.recorder.add(result(shard, 1))
+    desk.recorder.add(result(shard, 2))
+    desk.recorder.hurry()
+    await desk.until(lambda: len(desk.settled) == 3)
+    await desk.close()
+    _, found = await log_of(database, batch)
+    assert sorted(found["output"]) == [0, 1, 2]
+
+
 async def test_closing_records_what_is_left(database: FlakyDatabase) -> None:
     batch, (shard,) = await lease(database, [3])
     desk = Desk(database)

@@ -257,7 +257,10 @@ def test_usage_of_each_kind_of_answer(usage: Any, expected: Usage | None) -> Non
         (b'[{"usage":{"prompt_tokens":1}}]', None),
         (rb'{"text":"\ud83d","usage":{"prompt_tokens":1}}', Usage(input_tokens=1)),  # cut emoji, paid all the same
         (rb'{"usage":{"prompt_tokens":1,"x":"\ud83d"}}', Usage(input_tokens=1)),
-        (b'{"usage":{"prompt_tokens":1,"x":1e999}}', None),  # the answer stays, its usage cannot be read
+        (b'{"usage":{"prompt_tokens":1,"x":1e999}}', Usage(input_tokens=1)),
+        (b'{"usage":{"prompt_tokens":1e999,"output_tokens":2}}', None),  # the answer stays, its usage cannot be read
+        (b'{"usage":{"input_tokens":1,"input_tokens_details":{"cached_tokens":1}}}', Usage(1, 1)),
+        (b'{"usage":{"prompt_tokens":9,"input_tokens_details":{"cached_tokens":1},"x":[]}}', Usage(9, 1)),
         (rb'{"us\u0061ge":{"prompt_tokens":1}}', Usage(input_tokens=1)),
         (b'{"text":"\\"usage\\":{\\"prompt_tokens\\":9}","usage":{"prompt_tokens":1}}', Usage(input_tokens=1)),
     ],

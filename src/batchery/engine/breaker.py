@@ -65,25 +65,25 @@ class Breaker:
 
     Args:
         gone_after: seconds without a connection after which the server is gone.
+
+    Attributes:
+        watching: whether anything has failed that may be permanent; if not, there is no need to ask.
     """
 
     def __init__(self, gone_after: float = GONE_AFTER) -> None:
+        self.watching = False
         self._gone_after = gone_after
         self._rows: dict[Kind, _Row] = {}
         self._unreachable_since: float | None = None
         self._unreachable_at = float("-inf")
         self._unreachable_message = ""
 
-    @property
-    def watching(self) -> bool:
-        """Whether anything has failed that may be permanent; if not, there is no need to ask."""
-        return bool(self._rows) or self._unreachable_since is not None
-
     def succeeded(self, kind: Kind) -> None:
         """A request of this kind was answered well."""
         if self._rows:
             self._rows.pop(kind, None)
         self._unreachable_since = None
+        self.watching = bool(self._rows)
 
     def failed(self, kind: Kind, outcome: Answer | Fault, now: float) -> None:
         """A request of this kind was not.
@@ -93,6 +93,10 @@ class Breaker:
             outcome: of the attempt.
             now: monotonic seconds.
         """
+        self._note(kind, outcome, now)
+        self.watching = bool(self._rows) or self._unreachable_since is not None
+
+    def _note(self, kind: Kind, outcome: Answer | Fault, now: float) -> None:
         if isinstance(outcome, Fault):
             if outcome.kind == "unreachable":
                 if self._unreachable_since is None:

@@ -21,26 +21,11 @@ from batchery.engine import retry
 from batchery.engine.breaker import Breaker, Kind, is_permanent
 from batchery.engine.health import AWAY, Health
 from batchery.engine.limiter import Limit
+from batchery.engine.outcomes import failure, success, unsent_failure
 from batchery.engine.quota import Quota
 from batchery.engine.recorder import Recorder
 from batchery.engine.work import LeasedShard, Result, Work
 from batchery.upstreams.base import Answer, Fault, Upstream
-from batchery.wire import ids
-from batchery.wire.results import (
-    Failure,
-    InvalidBody,
-    check_answer,
-    error_body,
-    failure_line,
-    failure_of,
-    success_line,
-)
-
-FAULT_CODES = {
-    "timeout": "upstream_timeout",
-    "unreachable": "upstream_unreachable",
-    "broken": "upstream_unreachable",
-}
 
 RETRY_SHARE = 0.5
 """The share of the slots that retries may take while there are requests that were never sent."""
@@ -129,7 +114,9 @@ class Dispatcher:
     @property
     def limit(self) -> int:
         """Requests that may be in flight now."""
-        limit, cap = self._health.limit(self._limiter.limit), self._cap
+        limit, cap = self._limiter.limit, self._cap
+        if self._health.down:
+            limit = self._health.limit(limit)
         return limit if cap is None or cap > limit else cap
 
     @property
@@ -296,14 +283,18 @@ class Dispatcher:
         loop = asyncio.get_running_loop()
         task = asyncio.current_task()
         assert task is not None
-        recorder, in_flight = self._recorder, self._in_flight
+        recorder, in_flight, quota = self._recorder, self._in_flight, self._quota
+        clock, send = loop.time, self._upstream.send
         while not self._closing:
             if not recorder.has_room:
                 await recorder.room()
                 continue
-            now = loop.time()
-            work = self._take() if self._may_send(now) else None
+            now = clock()
+            limit = self.limit
+            work = self._take(limit) if self._may_send(now, limit) else None
             if work is None:
+                if not in_flight and not self.ready:
+                    recorder.hurry()  # no other result is on its way
                 future = loop.create_future()
                 self._idle.append(future)
                 await future
@@ -325,10 +316,10 @@ class Dispatcher:
             self._retrying += again
             if not again:
                 work.since = now
-            estimate = self._quota.sent(now, work.size)
+            estimate = quota.sent(now, work.size) if quota.is_set else 0.0
             in_flight[task] = work
             try:
-                outcome = await self._upstream.send(work.url, work.body)
+                outcome = await send(work.url, work.body)
             except asyncio.CancelledError:
                 # A slot may be closed at the moment when its request is broken off; that cancellation must stand.
                 if not work.aborted or task.uncancel() > 0:
@@ -341,14 +332,16 @@ class Dispatcher:
             if work.aborted:
                 # Its answer came at that very moment, and the cancellation had no effect.
                 task.uncancel()
-            self._settle(work, outcome, loop.time(), now, estimate)
+            self._settle(work, outcome, clock(), now, estimate)
             if self._ready and len(in_flight) + 1 < self.limit:
                 self._fill()  # the limit has grown
 
-    def _may_send(self, now: float) -> bool:
+    def _may_send(self, now: float, limit: int) -> bool:
         """Whether one more may be in flight; if it is only a matter of time, it is looked at again then."""
-        if len(self._in_flight) >= self.limit:
+        if len(self._in_flight) >= limit:
             return False
+        if not (self._quota.may_hold or self._health.down):
+            return True
         wait = max(self._quota.wait(now), self._health.wait(now))
         if wait <= 0:
             return True
@@ -360,9 +353,9 @@ class Dispatcher:
         self._hold = None
         self._fill()
 
-    def _take(self) -> Work | None:
+    def _take(self, limit: int) -> Work | None:
         """The next request; None when there is none."""
-        if self._again and (self._retrying < RETRY_SHARE * self.limit or not self._ready):
+        if self._again and (self._retrying < RETRY_SHARE * limit or not self._ready):
             work = self._again.popleft()
         elif self._ready:
             work = self._ready.popleft()
@@ -473,45 +466,3 @@ class Dispatcher:
                 self._others.again(self, work)
         self._fill()
         self._set_timer()
-
-
-def success(work: Work, answer: Answer) -> Result:
-    """The result of a 2xx answer: an output line, or, when it is not JSON, a final failure."""
-    id = ids.request_id(work.shard.batch_id, work.request)
-    request_id = answer.request_id or id
-    try:
-        body, usage = check_answer(answer.body)
-    except InvalidBody as error:
-        line = failure_line(
-            id,
-            work.custom_id,
-            Failure("invalid_upstream_response", f"The upstream answered {answer.status}, but {error}."),
-            status=answer.status,
-            request_id=request_id,
-            body=error_body(answer.body),
-        )
-        return Result(work, "error", line, None)
-    return Result(work, "output", success_line(id, work.custom_id, answer.status, request_id, body), usage)
-
-
-def failure(work: Work, outcome: Answer | Fault) -> Result:
-    """The result of an outcome that is not tried again."""
-    id = ids.request_id(work.shard.batch_id, work.request)
-    if isinstance(outcome, Fault):
-        cause = Failure(FAULT_CODES[outcome.kind], outcome.message)
-        return Result(work, "error", failure_line(id, work.custom_id, cause), None)
-    line = failure_line(
-        id,
-        work.custom_id,
-        failure_of(outcome.status, outcome.body),
-        status=outcome.status,
-        request_id=outcome.request_id or id,
-        body=error_body(outcome.body),
-    )
-    return Result(work, "error", line, None)
-
-
-def unsent_failure(work: Work, reason: Failure) -> Result:
-    """The result of a request that was not sent, because it could only fail; its batch shows the reason too."""
-    id = ids.request_id(work.shard.batch_id, work.request)
-    return Result(work, "error", failure_line(id, work.custom_id, reason), None, reason)

@@ -170,7 +170,13 @@ class Feeder:
 
     def recorded(self, works: list[Work]) -> None:
         """These have their results on disk."""
+        # Only with the last of a shard's there may be something to do.
+        lasts = {work.shard: work for work in works}
         for work in works:
+            if work is not lasts[work.shard]:
+                work.shard.open -= 1 + len(work.copies)
+                self.open_bytes -= work.size
+        for work in lasts.values():
             self.settle(work)
 
     def settle(self, work: Work) -> None:

@@ -47,6 +47,10 @@ class Quota:
 
     Args:
         requests_per_minute, tokens_per_minute: None for no limit.
+
+    Attributes:
+        is_set: whether there is a limit, so that it must be told what is `sent`.
+        may_hold: whether there is a limit, or the upstream has told one, so that there may be something to `wait` for.
     """
 
     def __init__(self, requests_per_minute: int | None = None, tokens_per_minute: int | None = None) -> None:
@@ -54,6 +58,7 @@ class Quota:
         self._tokens = None if tokens_per_minute is None else _Pace(tokens_per_minute)
         self._output = FIRST_OUTPUT
         self._held_until = float("-inf")
+        self.is_set = self.may_hold = requests_per_minute is not None or tokens_per_minute is not None
 
     def wait(self, now: float) -> float:
         """Seconds until the next request may be sent; 0 for now.
@@ -102,3 +107,4 @@ class Quota:
         for left, reset in ((limit.requests_left, limit.requests_reset), (limit.tokens_left, limit.tokens_reset)):
             if left is not None and left <= 0 and reset is not None:
                 self._held_until = max(self._held_until, now + min(reset, LONGEST_HOLD))
+                self.may_hold = True

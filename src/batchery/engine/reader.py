@@ -10,6 +10,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import suppress
+from operator import add
 
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -104,9 +105,8 @@ class Reader:
         works = []
         for (place, request), line in zip(piece, lines, strict=True):
             read = read_request(line)
-            works.append(
-                Work(shard, place, request, custom_id=read.custom_id, url=read.url, body=memoryview(read.body))
-            )
+            # Copied out of the line, which is let go with all that is around the body.
+            works.append(Work(shard, place, request, custom_id=read.custom_id, url=read.url, body=bytes(read.body)))
         if keyed:
             for work in works:
                 work.prefix = prefixes.key(work.request)
@@ -198,15 +198,16 @@ class Reader:
         """The lines of some requests: in one read where they lie close together, else in several at a time."""
         if not requests:
             return []
-        starts, lengths = source.index.starts, source.index.lengths
-        first = min(starts[request] for request in requests)
-        end = max(starts[request] + lengths[request] for request in requests)
-        if end - first <= 2 * sum(lengths[request] for request in requests) + PIECE_BYTES // 4:
+        index = source.index
+        starts = [index.starts[request] for request in requests]
+        lengths = [index.lengths[request] for request in requests]
+        ends = list(map(add, starts, lengths))
+        first, end = min(starts), max(ends)
+        if end - first <= 2 * sum(lengths) + PIECE_BYTES // 4:
             data = await self._read(source, first, end - first)
-            return [data[starts[request] - first : starts[request] - first + lengths[request]] for request in requests]
-        wanted = [lengths[request] for request in requests]
-        lines = await self._blobs.read_each(source.blob_key, [starts[request] for request in requests], wanted)
-        if list(map(len, lines)) != wanted:
+            return [data[start - first : end - first] for start, end in zip(starts, ends, strict=True)]
+        lines = await self._blobs.read_each(source.blob_key, starts, lengths)
+        if list(map(len, lines)) != lengths:
             raise _short(source)
         return lines
 

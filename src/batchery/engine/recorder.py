@@ -11,8 +11,10 @@ from __future__ import annotations
 import asyncio
 import time
 from array import array
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable
+from itertools import accumulate
 
 import structlog
 
@@ -61,6 +63,7 @@ class Recorder:
         copied: called with each result that is also that of other requests.
 
     Attributes:
+        has_room: whether results are recorded as fast as they come.
         count: results recorded so far.
         seconds: how long each commit took, those that failed before it did not count.
         sizes: how many results each had.
@@ -86,6 +89,7 @@ class Recorder:
         self._full = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
+        self.has_room = True
         self._closing = False
         self.count = 0
         self.seconds = Histogram(COMMIT_SECONDS)
@@ -103,11 +107,7 @@ class Recorder:
             self._full.set()
             if self._pending_bytes + self._committing_bytes >= MAX_BYTES:
                 self._room.clear()
-
-    @property
-    def has_room(self) -> bool:
-        """Whether results are recorded as fast as they come."""
-        return self._room.is_set()
+                self.has_room = False
 
     async def room(self) -> None:
         """Wait until results are recorded as fast as they come."""
@@ -130,6 +130,11 @@ class Recorder:
                         pass
             if self._closing:
                 return
+
+    def hurry(self) -> None:
+        """Commit what has been taken without waiting for more, which is not coming just now."""
+        if self._pending:
+            self._full.set()
 
     def close(self) -> None:
         """Let `run` end once everything is recorded."""
@@ -165,6 +170,7 @@ class Recorder:
         self._committing_bytes = 0
         if self._pending_bytes < MAX_BYTES:
             self._room.set()
+            self.has_room = True
         self._recorded([result.work for result in group])
 
     async def _commit(self, group: list[Result]) -> None:
@@ -203,8 +209,7 @@ class Recorder:
             await results.insert(connection, segments)
             await batches.change_many(connection, changes)
             for shard, items in held.items():
-                for result in items:
-                    shard.mark(result.work.place)
+                shard.mark([result.work.place for result in items])
             await shards.record(
                 connection,
                 [{"shard": shard.id, "bits": bytes(shard.bits)} for shard in held if not _is_done(shard)],
@@ -235,11 +240,10 @@ def _record_batch(
     lines: dict[Kind, list[Result]] = {"output": [], "error": []}
     for result in items:
         lines[result.kind].append(result)
-        if result.usage is not None:
-            usage.add(result.usage)
-        elif result.saved is not None and result.kind == "output":
+        if result.saved is not None and result.kind == "output":
             copies += 1
             saved.add(result.saved)
+    usage.add_all([result.usage for result in items if result.usage is not None])
     output = _segments(row.id, "output", row.output_lines, lines["output"])
     error = _segments(row.id, "error", row.error_lines, lines["error"])
     error_file = None
@@ -291,28 +295,20 @@ def _segments(batch: str, kind: Kind, position: int, items: list[Result]) -> lis
     """The lines of a group as segments of at most about `COMMIT_BYTES`."""
     segments = []
     while items:
-        requests, ends, attempts = array("I"), array("I"), array("I")
-        length = 0
-        taken = 0
-        for result in items:
-            length += len(result.line)
-            requests.append(result.work.request)
-            ends.append(length)
-            attempts.append(result.work.tries.attempts)
-            taken += 1
-            if length >= COMMIT_BYTES:
-                break
+        ends = list(accumulate([len(result.line) for result in items]))
+        taken = bisect_left(ends, COMMIT_BYTES) + 1
+        some = items[:taken]
         segments.append(
             Segment(
                 batch_id=batch,
                 kind=kind,
                 position=position,
-                requests=requests,
-                ends=ends,
-                attempts=attempts,
-                body=b"".join([result.line for result in items[:taken]]),
+                requests=array("I", [result.work.request for result in some]),
+                ends=array("I", ends[:taken]),
+                attempts=array("I", [result.work.tries.attempts for result in some]),
+                body=b"".join([result.line for result in some]),
             )
         )
-        position += taken
+        position += len(some)
         items = items[taken:]
     return segments

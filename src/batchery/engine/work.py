@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -69,9 +69,11 @@ class LeasedShard:
         self.returning = False
         self.unreadable_until = 0.0
 
-    def mark(self, place: int) -> None:
-        """Note that the request at this place is recorded."""
-        self.bits[place >> 3] |= 1 << (place & 7)
+    def mark(self, places: Iterable[int]) -> None:
+        """Note that the requests at these places are recorded."""
+        bits = self.bits
+        for place in places:
+            bits[place >> 3] |= 1 << (place & 7)
 
 
 class Work:

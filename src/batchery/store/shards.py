@@ -125,6 +125,17 @@ async def claim(
     return sorted((ShardRow(**row._mapping) for row in taken), key=lambda shard: (turn[shard.batch_id], shard.id))
 
 
+# Made once, since they are part of each commit.
+_HELD = (
+    sa.select(shards.c.id, shards.c.epoch, shards.c.done)
+    .where(shards.c.id.in_(sa.bindparam("ids", expanding=True)), shards.c.lease_owner == sa.bindparam("worker"))
+    .order_by(shards.c.id)
+    .with_for_update()
+)
+_DONE = sa.update(shards).where(shards.c.id == sa.bindparam("shard")).values(done=sa.bindparam("bits"))
+_DROP = sa.delete(shards).where(shards.c.id.in_(sa.bindparam("ids", expanding=True)))
+
+
 class Held(msgspec.Struct, frozen=True):
     """What the table says of a shard that a worker holds.
 
@@ -139,13 +150,8 @@ class Held(msgspec.Struct, frozen=True):
 
 async def held(connection: AsyncConnection, worker: str, ids: Sequence[int]) -> dict[int, Held]:
     """Of these shards, those that the worker still holds; locked until the transaction ends."""
-    found = await connection.execute(
-        sa.select(shards.c.id, shards.c.epoch, shards.c.done)
-        .where(shards.c.id.in_(ids), shards.c.lease_owner == worker)
-        .order_by(shards.c.id)
-        .with_for_update()
-    )
-    return {row.id: Held(row.epoch, row.done) for row in found}
+    found = await connection.execute(_HELD, {"ids": ids, "worker": worker})
+    return {id: Held(epoch, done) for id, epoch, done in found}
 
 
 async def record(connection: AsyncConnection, done: Sequence[Mapping[str, Any]], finished: Sequence[int]) -> None:
@@ -156,11 +162,9 @@ async def record(connection: AsyncConnection, done: Sequence[Mapping[str, Any]],
         finished: the ids of those without.
     """
     if done:
-        await connection.execute(
-            sa.update(shards).where(shards.c.id == sa.bindparam("shard")).values(done=sa.bindparam("bits")), list(done)
-        )
+        await connection.execute(_DONE, list(done))
     if finished:
-        await connection.execute(sa.delete(shards).where(shards.c.id.in_(finished)))
+        await connection.execute(_DROP, {"ids": finished})
 
 
 async def renew(connection: AsyncConnection, worker: str, ids: Sequence[int], until: float) -> None:

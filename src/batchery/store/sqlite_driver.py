@@ -90,7 +90,7 @@ def _execute_many(driver: sqlite3.Connection, operation: str, parameters: Iterab
 
 
 class _Thread(aiosqlite.Connection):
-    """A connection's thread. What it is called for is waited for to its end, whatever becomes of the task that waits."""
+    """A connection's thread. What it is called for is waited for to its end, also by a task that is cancelled."""
 
     async def _execute(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call a function there.

@@ -8,7 +8,8 @@ a body still parses to the same value.
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -32,6 +33,13 @@ class Usage(msgspec.Struct):
         self.output_tokens += other.output_tokens
         self.reasoning_tokens += other.reasoning_tokens
 
+    def add_all(self, others: Sequence[Usage]) -> None:
+        """Add the tokens of many to these."""
+        self.input_tokens += sum([other.input_tokens for other in others])
+        self.cached_tokens += sum([other.cached_tokens for other in others])
+        self.output_tokens += sum([other.output_tokens for other in others])
+        self.reasoning_tokens += sum([other.reasoning_tokens for other in others])
+
 
 class InvalidBody(ValueError):
     """A 2xx answer that is not JSON; the message says why."""
@@ -50,10 +58,51 @@ class Failure(msgspec.Struct, frozen=True):
     message: str
 
 
+_Tokens = Annotated[int, msgspec.Meta(ge=0, lt=1 << 40)]
+
+
+class _InputDetails(msgspec.Struct, gc=False):
+    cached_tokens: _Tokens = 0
+
+
+class _OutputDetails(msgspec.Struct, gc=False):
+    reasoning_tokens: _Tokens = 0
+
+
+class _PlainUsage(msgspec.Struct, gc=False):
+    prompt_tokens: _Tokens | None = None
+    input_tokens: _Tokens | None = None
+    completion_tokens: _Tokens | None = None
+    output_tokens: _Tokens | None = None
+    prompt_tokens_details: _InputDetails | None = None
+    input_tokens_details: _InputDetails | None = None
+    completion_tokens_details: _OutputDetails | None = None
+    output_tokens_details: _OutputDetails | None = None
+
+    def read(self) -> Usage:
+        into = self.input_tokens if self.prompt_tokens is None else self.prompt_tokens
+        out = self.output_tokens if self.completion_tokens is None else self.completion_tokens
+        from_cache = self.prompt_tokens_details or self.input_tokens_details
+        thought = self.completion_tokens_details or self.output_tokens_details
+        return Usage(
+            into or 0,
+            0 if from_cache is None else from_cache.cached_tokens,
+            out or 0,
+            0 if thought is None else thought.reasoning_tokens,
+        )
+
+
+class _PlainAnswer(msgspec.Struct, gc=False):
+    """What nearly all answers are; others are read as `_AnyUsage`, to the same effect."""
+
+    usage: _PlainUsage
+
+
 class _AnyUsage(msgspec.Struct):
     usage: Any = None
 
 
+_decode_plain = msgspec.json.Decoder(_PlainAnswer).decode
 _decode_usage = msgspec.json.Decoder(_AnyUsage).decode
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
@@ -102,6 +151,12 @@ def check_answer(body: bytes) -> tuple[bytes, Usage | None]:
             body.decode()
     except UnicodeDecodeError as error:
         raise InvalidBody(f"the answer is not UTF-8 at byte {error.start}") from None
+    try:
+        plain = _decode_plain(body).usage.read()
+        if plain.input_tokens or plain.output_tokens:
+            return one_line(body), plain
+    except (msgspec.MsgspecError, RecursionError):
+        pass
     try:
         usage = _decode_usage(body).usage
     except (msgspec.MsgspecError, RecursionError):
@@ -164,11 +219,12 @@ def success_line(id: str, custom_id: str, status: int, request_id: str, body: by
         request_id: the upstream's, or one made for it.
         body: from `check_answer`.
     """
+    name = id.encode()
     return b'{"id":"%b","custom_id":%b,"response":{"status_code":%d,"request_id":%b,"body":%b},"error":null}\n' % (
-        id.encode(),
+        name,
         _text(custom_id),
         status,
-        _text(request_id),
+        b'"%b"' % name if request_id is id else _text(request_id),
         body,
     )
 
@@ -226,7 +282,8 @@ def _begin(id: str, custom_id: str) -> bytes:
 
 def _text(value: str) -> bytes:
     try:
-        return one_line(_encode(value))
+        text = _encode(value)
+        return text if text.isascii() else one_line(text)  # what is not for one line is escaped where it is ASCII
     except UnicodeEncodeError:  # a lone surrogate, as of a header with raw bytes
         return one_line(_encode(value.encode(errors="replace").decode()))
 
