@@ -77,7 +77,7 @@ SLOTS, IN_FLIGHT, OTHERS = 4, 32, 12
 async def wait_of_others(rig: Rig, url: str, share: float) -> float:
     """How long others wait for an answer there on average, while a batch has more in flight than there are slots."""
     body = {"max_tokens": 48, "temperature": 0, "ignore_eos": True}
-    lines = [chat_line(str(i), f"{share} {i}", **body) for i in range(1_500)]
+    lines = [chat_line(str(i), f"{share} {i}", **body) for i in range(6_000)]
     async with rig.working(HttpUpstream(url), max_in_flight=IN_FLIGHT, yield_share=share, stop_grace=0.0) as worker:
         id = await rig.create(await rig.upload(lines))
         worker.wake()
