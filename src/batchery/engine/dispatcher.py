@@ -9,8 +9,6 @@ answer; fewer never break off what is in flight.
 from __future__ import annotations
 
 import asyncio
-import heapq
-import itertools
 import random
 import time
 from collections import Counter, deque
@@ -24,6 +22,7 @@ from batchery.engine.limiter import Limit
 from batchery.engine.outcomes import failure, success, unsent_failure
 from batchery.engine.quota import Quota
 from batchery.engine.recorder import Recorder
+from batchery.engine.waiting import Waiting
 from batchery.engine.work import LeasedShard, Result, Work
 from batchery.upstreams.base import Answer, Fault, Upstream
 
@@ -58,8 +57,6 @@ class Dispatcher:
     Attributes:
         attempts: how many ended in which way: an HTTP status, or the kind of a fault.
         unsent: requests that were failed without being sent.
-        waiting_of: by batch, how many requests wait for another try.
-        waiting_bytes: what these take.
     """
 
     def __init__(
@@ -74,8 +71,6 @@ class Dispatcher:
     ) -> None:
         self.attempts: Counter[int | str] = Counter()
         self.unsent = 0
-        self.waiting_of: Counter[str] = Counter()
-        self.waiting_bytes = 0
         self._upstream = upstream
         self._recorder = recorder
         self._limiter = limiter
@@ -90,9 +85,7 @@ class Dispatcher:
         self._again: deque[Work] = deque()  # retries that are due
         self._retrying = 0
         self._idle: list[asyncio.Future[None]] = []
-        self._waiting: list[tuple[float, int, Work]] = []
-        self._order = itertools.count()
-        self._timer: asyncio.TimerHandle | None = None
+        self._waiting = Waiting(self._due)
         self._hold: asyncio.TimerHandle | None = None
         self._in_flight: dict[asyncio.Task[None], Work] = {}
         self._slots: set[asyncio.Task[None]] = set()
@@ -139,6 +132,16 @@ class Dispatcher:
     def waiting(self) -> int:
         """Requests waiting for another try."""
         return len(self._waiting)
+
+    @property
+    def waiting_of(self) -> Counter[str]:
+        """By batch, how many wait for another try."""
+        return self._waiting.of
+
+    @property
+    def waiting_bytes(self) -> int:
+        """What these take."""
+        return self._waiting.bytes
 
     @property
     def in_flight(self) -> int:
@@ -199,16 +202,8 @@ class Dispatcher:
     def stop_shards(self, stopping: set[LeasedShard]) -> None:
         """Send nothing more of these shards; what is in flight goes on until `abort`."""
         self.withdraw(stopping)
-        kept = []
-        for entry in self._waiting:
-            if entry[2].shard in stopping:
-                self._leaves_waiting(entry[2])
-                self._dropped(entry[2])
-            else:
-                kept.append(entry)
-        heapq.heapify(kept)
-        self._waiting = kept
-        self._set_timer()
+        for work in self._waiting.drop(stopping):
+            self._dropped(work)
 
     def withdraw(self, shards: set[LeasedShard], *, unsent: bool = False) -> list[Work]:
         """Take back what is ready to be sent of these shards, and drop it.
@@ -246,9 +241,9 @@ class Dispatcher:
         for slot in slots:
             slot.cancel()
         await asyncio.gather(*slots, return_exceptions=True)
-        for timer in (self._timer, self._hold):
-            if timer is not None:
-                timer.cancel()
+        self._waiting.close()
+        if self._hold is not None:
+            self._hold.cancel()
 
     # Slots
 
@@ -391,17 +386,16 @@ class Dispatcher:
         elif work.shard.stopping:
             self._dropped(work)
         else:
-            heapq.heappush(self._waiting, (again, next(self._order), work))
-            self.waiting_of[work.shard.batch_id] += 1
-            self.waiting_bytes += work.size
-            self._set_timer()
+            self._waiting.add(work, again)
 
-    def _leaves_waiting(self, work: Work) -> None:
-        batch = work.shard.batch_id
-        self.waiting_of[batch] -= 1
-        if not self.waiting_of[batch]:
-            del self.waiting_of[batch]
-        self.waiting_bytes -= work.size
+    def _due(self, works: list[Work]) -> None:
+        """Queue requests whose next try has come."""
+        if self._others is None:
+            self._again.extend(works)
+        else:
+            for work in works:
+                self._others.again(self, work)
+        self._fill()
 
     def _learn(self, work: Work, outcome: Answer | Fault, now: float, began: float, estimate: float) -> Result | None:
         """Tell limiter, quota, health and breaker how an attempt ended; the result, if it was a good answer."""
@@ -444,25 +438,3 @@ class Dispatcher:
         elif status != 429:
             self._health.succeeded(limiter.limit)
         return None
-
-    def _set_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._waiting:
-            delay = max(0.0, self._waiting[0][0] - time.time())
-            self._timer = asyncio.get_running_loop().call_later(delay, self._due)
-
-    def _due(self) -> None:
-        """Queue the requests whose next try has come."""
-        self._timer = None
-        now = time.time()
-        while self._waiting and self._waiting[0][0] <= now:
-            work = heapq.heappop(self._waiting)[2]
-            self._leaves_waiting(work)
-            if self._others is None:
-                self._again.append(work)
-            else:
-                self._others.again(self, work)
-        self._fill()
-        self._set_timer()

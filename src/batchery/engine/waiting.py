@@ -1,0 +1,89 @@
+"""Requests that wait for another try: which, of what batches, and when they are due."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from batchery.engine.work import LeasedShard, Work
+
+
+class Waiting:
+    """Holds requests until they are due.
+
+    Args:
+        due: called with some, in the order in which they were due.
+
+    Attributes:
+        of: by batch, how many wait.
+        bytes: what they take.
+    """
+
+    def __init__(self, due: Callable[[list[Work]], None]) -> None:
+        self.of: Counter[str] = Counter()
+        self.bytes = 0
+        self._due = due
+        self._heap: list[tuple[float, int, Work]] = []
+        self._order = itertools.count()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def add(self, work: Work, when: float) -> None:
+        """Hold a request.
+
+        Args:
+            work: the request.
+            when: it is due, Unix seconds.
+        """
+        heapq.heappush(self._heap, (when, next(self._order), work))
+        self.of[work.shard.batch_id] += 1
+        self.bytes += work.size
+        self._set_timer()
+
+    def drop(self, shards: set[LeasedShard]) -> list[Work]:
+        """Let go of those of some shards, and give them back."""
+        dropped = [work for _, _, work in self._heap if work.shard in shards]
+        if dropped:
+            self._heap = [entry for entry in self._heap if entry[2].shard not in shards]
+            heapq.heapify(self._heap)
+            for work in dropped:
+                self._leaves(work)
+            self._set_timer()
+        return dropped
+
+    def close(self) -> None:
+        """Wake for nothing more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _leaves(self, work: Work) -> None:
+        batch = work.shard.batch_id
+        self.of[batch] -= 1
+        if not self.of[batch]:
+            del self.of[batch]
+        self.bytes -= work.size
+
+    def _set_timer(self) -> None:
+        self.close()
+        if self._heap:
+            delay = max(0.0, self._heap[0][0] - time.time())
+            self._timer = asyncio.get_running_loop().call_later(delay, self._wake)
+
+    def _wake(self) -> None:
+        self._timer = None
+        now = time.time()
+        found = []
+        while self._heap and self._heap[0][0] <= now:
+            work = heapq.heappop(self._heap)[2]
+            self._leaves(work)
+            found.append(work)
+        self._set_timer()
+        if found:
+            self._due(found)
