@@ -281,7 +281,8 @@ class BlobStore:
                 if folder is not None:
                     await asyncio.to_thread(_sync_folders, folder, [key for key, _ in blobs])
         except StoreError:
-            await self.delete([key for key, _ in blobs])
+            with suppress(StoreError):
+                await self.delete([key for key, _ in blobs])
             raise
 
     async def ping(self) -> None:
@@ -346,11 +347,15 @@ def _sync(folder: Path, key: str) -> None:
 def _write_synced(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}#1")  # as obstore calls it, so that it is swept after a crash
-    with unfinished.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.rename(path)
+    try:
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.rename(path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
 
 
 def _sync_folders(folder: Path, keys: Iterable[str]) -> None:
