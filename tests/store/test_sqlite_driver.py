@@ -33,7 +33,7 @@ async def database(tmp_path: Path) -> AsyncIterator[Database]:
 def calls(database: Database, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What has been called in the thread of any connection."""
     found: list[str] = []
-    execute = aiosqlite.Connection._execute
+    execute: Any = aiosqlite.Connection._execute
 
     async def note(self: aiosqlite.Connection, function: Any, *arguments: Any, **options: Any) -> Any:
         found.append(function.__name__)
