@@ -880,7 +880,7 @@ async def test_a_database_that_is_away_for_a_while(rig: Rig, monkeypatch: pytest
         upstream_of(simulator) as upstream,
         rig.working(upstream, max_in_flight=8),
     ):
-        id = await rig.create(await rig.upload(prompts(200)))
+        id = await rig.create(await rig.upload(prompts(800)))
         for done in (20, 100):
             await rig.until(id, lambda row, done=done: row.completed > done)  # type: ignore[misc]
             away = True
@@ -891,7 +891,7 @@ async def test_a_database_that_is_away_for_a_while(rig: Rig, monkeypatch: pytest
         row = await rig.ended(id)
         stats = simulator.stats()
     await files_of(rig, row)
-    assert (row.completed, stats.answered_ok_repeated) == (200, 0)
+    assert (row.completed, stats.answered_ok_repeated) == (800, 0)
 
 
 async def test_memory_is_bounded_by_open_bytes(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,6 +146,41 @@ async def test_many_at_once(blobs: BlobStore) -> None:
     assert await asyncio.gather(*(whole(blobs, key) for key in keys)) == [key.encode() for key in keys]
 
 
+async def test_many_are_written_together(blobs: BlobStore) -> None:
+    contents = {new_key("output", new_id()): os.urandom(size) for size in (0, 1, 1000, MIB, *range(80))}
+    await blobs.put_many(list(contents.items()))
+    for key, content in contents.items():
+        assert await blobs.read_whole(key) == content
+
+
+async def test_if_one_of_many_cannot_be_written_none_is_there(folder: BlobStore) -> None:
+    keys = [new_key("output", new_id()) for _ in range(3)]
+    assert folder.folder is not None
+    (folder.folder / keys[1]).mkdir(parents=True)  # something else has its name
+    with pytest.raises(StoreUnavailable):
+        await folder.put_many([(key, b"x") for key in keys])
+    (folder.folder / keys[1]).rmdir()
+    assert left_in(folder) == []
+
+
+async def test_many_are_synced_with_every_folder_above_them(folder: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    keys = [new_key("output", f"{digits}{new_id()[2:]}") for digits in ("aa", "aa", "bb")]
+    await folder.put_many([(key, b"x") for key in keys])
+    root = folder.folder
+    assert root is not None
+    expected = [f"{root / key}#1" for key in keys]
+    expected += [str(path) for path in (root, root / "output", root / "output/aa", root / "output/bb")]
+    assert sorted(synced) == sorted(expected)
+
+
 async def test_deleting_passes_over_what_is_not_there(blobs: BlobStore) -> None:
     for key in ("a/b/1", "a/b/2", "a/b/3"):
         await write_whole(blobs, key, [b"x"])

@@ -51,10 +51,10 @@ POLL = 0.25
 WAKING = 0.03
 """Seconds after being woken before everything else is looked at than what waits to be planned."""
 
-LOOK_SPACING = 0.1
+LOOK_SPACING = 0.25
 PLAN_SPACING = 0.1
 FINISH_SPACING = 0.15
-TELL_SPACING = 0.1
+TELL_SPACING = 0.25
 """Seconds between steps of these roles at least, however often they are woken: where batches come one after the other,
 some are planned at a time, and looking at all of them is not done for each."""
 

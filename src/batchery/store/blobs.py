@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 import os
 import re
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,11 @@ LISTED = 1000
 DELETES = 16
 """Blobs that are deleted at the same time."""
 
-PUTS = 64
-"""Blobs that are written at the same time."""
+PUTS = 16
+"""Blobs that are written to a bucket at the same time."""
+
+PUT_THREADS = 4
+"""Threads that write to a folder at the same time: most of it is waiting for the disk."""
 
 RANGES = 16
 """Ranges of a blob that are read from a bucket at the same time."""
@@ -259,29 +262,20 @@ class BlobStore:
         Raises:
             StoreFull, StoreUnavailable: it failed; none of them exists.
         """
-        folder = self.folder
-        outcomes: list[BaseException | None] = []
-        for start in range(0, len(blobs), PUTS):
-            some = blobs[start : start + PUTS]
-            puts = (
-                obstore.put_async(self.objects, key, content)
-                if folder is None
-                else asyncio.to_thread(_write_synced, folder / key, content)
-                for key, content in some
-            )
-            done = await asyncio.gather(*puts, return_exceptions=True)
-            outcomes += [one for one in done if isinstance(one, BaseException)]
-            if outcomes:
-                break
         try:
             with _translated():
-                for outcome in outcomes:
-                    if outcome is not None:
-                        raise outcome
-                if folder is not None:
+                if self.folder is not None:
+                    folder = self.folder
+                    parts = [blobs[first::PUT_THREADS] for first in range(PUT_THREADS)]
+                    await _all(asyncio.to_thread(_write_synced, folder, part) for part in parts if part)
                     await asyncio.to_thread(_sync_folders, folder, [key for key, _ in blobs])
+                else:
+                    for start in range(0, len(blobs), PUTS):
+                        some = blobs[start : start + PUTS]
+                        await _all(obstore.put_async(self.objects, key, content) for key, content in some)
         except StoreError:
-            await self.delete([key for key, _ in blobs])
+            with suppress(StoreError):
+                await self.delete([key for key, _ in blobs])
             raise
 
     async def ping(self) -> None:
@@ -343,14 +337,27 @@ def _sync(folder: Path, key: str) -> None:
         _fsync(path)
 
 
-def _write_synced(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}#1")  # as obstore calls it, so that it is swept after a crash
-    with unfinished.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.rename(path)
+async def _all(steps: Iterable[Awaitable[object]]) -> None:
+    """Wait for all, even if one fails: whoever cleans up must find nobody at work."""
+    for outcome in await asyncio.gather(*steps, return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            raise outcome
+
+
+def _write_synced(folder: Path, blobs: Iterable[tuple[str, bytes]]) -> None:
+    for key, content in blobs:
+        path = folder / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f"{path.name}#1")  # as obstore calls it, so that it is swept after a crash
+        try:
+            with unfinished.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.rename(path)
+        except OSError:
+            unfinished.unlink(missing_ok=True)
+            raise
 
 
 def _sync_folders(folder: Path, keys: Iterable[str]) -> None:
