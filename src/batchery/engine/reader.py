@@ -7,9 +7,11 @@ shard's lines are. Indexes are kept while there is room for them.
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import suppress
+from itertools import accumulate
 from operator import add
 
 import msgspec
@@ -92,15 +94,14 @@ class Reader:
         source = await self._input(shard.batch_id)
         lengths, prefixes = source.index.lengths, source.index.prefixes
         first = prefixes.key(shard.unread[-1][1])
-        piece: list[tuple[int, int]] = []
-        total = 0
-        for place, request in reversed(shard.unread):
-            if alike and len(piece) >= ALIKE_REQUESTS and prefixes.key(request) != first:
-                break
-            piece.append((place, request))
-            total += lengths[request]
-            if total >= PIECE_BYTES or len(piece) >= PIECE_REQUESTS:
-                break
+        piece = shard.unread[: -PIECE_REQUESTS - 1 : -1]
+        ends = list(accumulate([lengths[request] for _, request in piece]))
+        del piece[bisect_left(ends, PIECE_BYTES) + 1 :]
+        if alike:
+            for count in range(ALIKE_REQUESTS, len(piece)):
+                if prefixes.key(piece[count][1]) != first:
+                    del piece[count:]
+                    break
         lines = await self._lines(source, [request for _, request in piece])
         works = []
         for (place, request), line in zip(piece, lines, strict=True):
