@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import aiosqlite
 import pytest
 import sqlalchemy as sa
 
+from batchery.store import sqlite_driver
 from batchery.store.database import Database, sqlite_url
 from batchery.store.errors import StoreUnavailable
 from tests.store.examples import add_file
@@ -33,13 +33,13 @@ async def database(tmp_path: Path) -> AsyncIterator[Database]:
 def calls(database: Database, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What has been called in the thread of any connection."""
     found: list[str] = []
-    execute: Any = aiosqlite.Connection._execute
+    execute: Any = sqlite_driver._Thread._execute
 
-    async def note(self: aiosqlite.Connection, function: Any, *arguments: Any, **options: Any) -> Any:
+    async def note(self: sqlite_driver._Thread, function: Any, *arguments: Any, **options: Any) -> Any:
         found.append(function.__name__)
         return await execute(self, function, *arguments, **options)
 
-    monkeypatch.setattr(aiosqlite.Connection, "_execute", note)
+    monkeypatch.setattr(sqlite_driver._Thread, "_execute", note)
     return found
 
 
