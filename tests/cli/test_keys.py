@@ -259,6 +259,11 @@ def test_a_database_that_batchery_has_never_used(tmp_path: Path) -> None:
     assert "no batchery database" in refused("list", "--data-dir", str(tmp_path))
 
 
+def test_settings_of_several_upstreams_are_no_obstacle(tmp_path: Path) -> None:
+    folder = str(tmp_path / "data")
+    assert KEY.fullmatch(done("create", "--data-dir", folder, BATCHERY_MAX_IN_FLIGHT="4,8").strip())
+
+
 def test_settings_come_from_where_serve_takes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "batchery.toml").write_text('data_dir = "from-file"\nupstream = "http://x"\nport = 1\n')

@@ -8,9 +8,11 @@ says, because what it reads may still be under way.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -23,6 +25,8 @@ _RANDOM = re.compile(
 )
 _TIME = re.compile(r"(?:.*_at(?:_.*)?|created)")
 PATIENCE = 30.0
+TIMEOUT = 90.0
+"""Seconds that a command may take, or what it has left running may hold its output."""
 
 
 @dataclass
@@ -74,15 +78,7 @@ class Runner:
         reads = "curl" in command and not re.search(r"-X *(?!GET)|--request|-d |--data|-F |--form", command)
         deadline = time.monotonic() + PATIENCE
         while True:
-            done = subprocess.run(
-                ["bash", "-euo", "pipefail", "-c", command],
-                cwd=self.folder,
-                env=os.environ | self.environment,
-                capture_output=True,
-                text=True,
-                timeout=90,
-                check=False,
-            )
+            done = self._bash(command)
             assert done.returncode == 0, f"line {example.line}: {command}\n{done.stdout}\n{done.stderr}"
             known = dict(self.known)
             try:
@@ -94,6 +90,25 @@ class Runner:
                 continue
             self.known = known
             return
+
+    def _bash(self, command: str) -> subprocess.CompletedProcess[str]:
+        """Run it to its end, and end what it has left running in the background."""
+        arguments = ["bash", "-euo", "pipefail", "-c", command]
+        with subprocess.Popen(
+            arguments,
+            cwd=self.folder,
+            env=os.environ | self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        ) as process:
+            try:
+                out, err = process.communicate(timeout=TIMEOUT)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
     def _real(self, text: str) -> str:
         return _RANDOM.sub(lambda match: self.known.get(match[0], match[0]), text)

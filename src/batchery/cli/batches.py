@@ -30,7 +30,7 @@ Examples:
 
 group = typer.Typer(help="List, show, create and cancel batches at a server.", no_args_is_help=True, epilog=EPILOG)
 
-BatchId = Annotated[str, typer.Argument(metavar="BATCH_ID")]
+BatchId = Annotated[str, typer.Argument(metavar="BATCH_ID", help="The id of a batch.")]
 
 
 @group.command("list")

@@ -29,7 +29,7 @@ Examples:
 
 group = typer.Typer(help="List, show, upload, fetch and delete files at a server.", no_args_is_help=True, epilog=EPILOG)
 
-FileId = Annotated[str, typer.Argument(metavar="FILE_ID")]
+FileId = Annotated[str, typer.Argument(metavar="FILE_ID", help="The id of a file.")]
 
 
 @group.command("list")
@@ -80,7 +80,9 @@ def content(
 
 @group.command()
 def upload(
-    path: Annotated[Path, typer.Argument(metavar="FILE")],
+    path: Annotated[
+        Path, typer.Argument(metavar="FILE", help="The file; only JSONL of finished requests can become a batch.")
+    ],
     base_url: BaseUrl = None,
     server: NamedServer = None,
     api_key_env: ApiKeyEnv = None,
@@ -98,7 +100,7 @@ def upload(
 
 @group.command()
 def delete(
-    file_ids: Annotated[list[str], typer.Argument(metavar="FILE_ID...")],
+    file_ids: Annotated[list[str], typer.Argument(metavar="FILE_ID...", help="Their ids.")],
     base_url: BaseUrl = None,
     server: NamedServer = None,
     api_key_env: ApiKeyEnv = None,

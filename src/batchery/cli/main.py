@@ -16,37 +16,16 @@ import typer
 
 from batchery import __version__
 
-COMMANDS = (
-    "run",
-    "stream",
-    "watch",
-    "status",
-    "results",
-    "retry",
-    "cancel",
-    "receipt",
-    "check",
-    "estimate",
-    "prepare",
-    "split",
-    "merge",
-    "sample",
-    "diff",
-    "stats",
-    "files",
-    "batches",
-    "models",
-    "doctor",
-    "proxy",
-    "completion",
-    "serve",
-    "worker",
-    "keys",
-    "simulate",
-    "llama",
-    "skill",
-    "mcp",
-)
+GROUPS = {
+    "Run jobs": ("run", "stream", "watch", "status", "results", "retry", "cancel", "receipt"),
+    "Work on files, offline": ("check", "estimate", "prepare", "split", "merge", "sample", "diff", "stats"),
+    "Call a server": ("files", "batches", "models", "doctor"),
+    "Help agents, tools and shells": ("skill", "mcp", "proxy", "completion"),
+    "Serve": ("serve", "worker", "keys", "simulate", "llama"),
+}
+"""All subcommands, as the help groups them."""
+
+COMMANDS = tuple(name for names in GROUPS.values() for name in names)
 
 EXIT_USAGE = 1
 """The exit code for a wrong command line; 2, which the parser would use, says that an input file is invalid."""
@@ -74,13 +53,17 @@ def build(names: Iterable[str] = COMMANDS) -> typer.Typer:
     """
     app = typer.Typer(name="batchery", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
     app.callback()(_root)
+    panels = {name: title for title, grouped in GROUPS.items() for name in grouped}
     for name in names:
         module = importlib.import_module(f"batchery.cli.{name}")
         if hasattr(module, "group"):
-            app.add_typer(module.group, name=name)
+            app.add_typer(module.group, name=name, rich_help_panel=panels[name])
             continue
         app.command(
-            name, epilog=getattr(module, "EPILOG", None), context_settings=getattr(module, "CONTEXT_SETTINGS", None)
+            name,
+            epilog=getattr(module, "EPILOG", None),
+            context_settings=getattr(module, "CONTEXT_SETTINGS", None),
+            rich_help_panel=panels[name],
         )(getattr(module, name))
     return app
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 import typer
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from pydantic_settings import SettingsError
 
 from batchery.engine.pool import Destination
@@ -44,7 +44,7 @@ def read_settings(config: Path | None, *, needs_upstream: bool = True, **flags: 
         config_file: ClassVar[Path] = file
 
     class WithoutUpstream(FromFile):
-        upstream: tuple[str, ...] | str = ()
+        upstream: tuple[str, ...] | str = Field((), validate_default=False)
 
     try:
         return (FromFile if needs_upstream else WithoutUpstream)(**given)

@@ -36,7 +36,7 @@ MAX_FILES = 1 << 20
 UPLOAD_EXPIRY = 30 * 86_400
 """Seconds that an upload is kept when its sender names no other time, as OpenAI does."""
 
-EPILOG = """
+EPILOG = r"""
 Examples:
 
   batchery serve --upstream http://127.0.0.1:8000/v1
@@ -49,7 +49,7 @@ Examples:
 
 Every option is also an environment variable (BATCHERY_UPSTREAM, BATCHERY_DATA_DIR, ...) and a key of batchery.toml in
 the current folder (or of the file that --config names); an option beats the variable, which beats the file. The table
-of prices, for estimates, has no option: it is [prices."MODEL"] in the file, or JSON in BATCHERY_PRICES.
+of prices, for estimates, has no option: it is \[prices."MODEL"] in the file, or JSON in BATCHERY_PRICES.
 """
 
 

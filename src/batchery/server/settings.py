@@ -178,7 +178,7 @@ class Settings(BaseSettings):
     )
     @classmethod
     def _one_or_each(cls, value: _Each, info: ValidationInfo) -> _Each:
-        upstreams = len(info.data.get("upstream", value))
+        upstreams = len(info.data.get("upstream") or value)  # a command without upstreams may read settings of one with
         if len(value) > 1 and len(value) != upstreams:
             raise ValueError(
                 f"there are {len(value)} of it and {upstreams} of --upstream; give one for all, or one for each in "
