@@ -806,6 +806,39 @@ async def test_a_batch_due_sooner_is_leased_and_read_before_what_is_held(rig: Ri
     assert following.batch_id == sooner
 
 
+async def test_a_lease_that_could_not_be_committed_is_none(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a full disk: what is sent without one would be sent again by whoever gets it."""
+    await rig.database.migrate()
+    claim, write = shards.claim, rig.database.write
+    claimed = failed = 0
+
+    async def count(*arguments: Any, **options: Any) -> Any:
+        nonlocal claimed
+        rows = await claim(*arguments, **options)
+        claimed += bool(rows)
+        return rows
+
+    @asynccontextmanager
+    async def fails_at_first() -> AsyncIterator[Any]:
+        nonlocal failed
+        async with write() as connection:
+            before = claimed
+            yield connection
+            if claimed > before and failed < 3:
+                failed += 1
+                raise StoreUnavailable("the disk is full")
+
+    monkeypatch.setattr(shards, "claim", count)
+    monkeypatch.setattr(rig.database, "write", fails_at_first)
+    monkeypatch.setattr(worker_module, "PAUSE", 0.01)
+    async with running_simulator(Behaviour(latency=0.01)) as simulator, upstream_of(simulator) as upstream:
+        id = await rig.create(await rig.upload(prompts(600)))
+        async with rig.working(upstream, max_in_flight=16):
+            row = await rig.ended(id)
+        assert (simulator.stats().received, simulator.stats().repeated_prompts) == (600, 0)
+    assert (row.status, row.completed, failed) == ("completed", 600, 3)
+
+
 async def test_a_lease_that_was_given_unknowingly_lapses(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """The commit of a claim succeeded, but its answer was lost: nobody works on the shard until the lease ends."""
     monkeypatch.setattr(worker_module, "LEASE", 0.4)

@@ -131,22 +131,20 @@ class Feeder:
             self._ahead = min(2 * self._ahead, MOST_AHEAD)
         elif passed > 4 * SOON:
             self._ahead = max(1, self._ahead // 2)
-        rows: list[shards.ShardRow] = []
+        leased: list[LeasedShard] = []
         try:
             async with self._database.write() as connection:
-                counts = {batch: item.shards for batch, item in wanted.items()}
-                holding = [shard.id for shard in self.scheduler]
                 rows = await shards.claim(
                     connection,
                     self._worker,
-                    counts,
+                    {batch: item.shards for batch, item in wanted.items()},
                     now,
                     now + self._lease_seconds,
-                    holding=holding,
+                    holding=[shard.id for shard in self.scheduler],
                     without=full,
                 )
+            leased = [LeasedShard(row) for row in rows]  # only now: what cannot be committed is not leased
         finally:
-            leased = [LeasedShard(row) for row in rows]
             self.scheduler.leased(wanted, leased, full)
         await self._reader.note_prefixes(leased)
         for shard in leased:
