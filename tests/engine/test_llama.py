@@ -71,7 +71,7 @@ async def test_shuffled_requests_find_the_cache_as_if_sorted(rig: Rig, tmp_path:
     assert all(answer["usage"]["completion_tokens"] == 2 for answer in answers)
 
 
-SLOTS, IN_FLIGHT, OTHERS = 4, 32, 12
+SLOTS, IN_FLIGHT, OTHERS = 4, 32, 5
 
 
 async def wait_of_others(rig: Rig, url: str, share: float) -> float:
