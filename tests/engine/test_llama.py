@@ -19,7 +19,7 @@ from tests.engine.llama import llama_server
 from tests.engine.rig import Rig
 from tests.requests import chat_line
 
-PREFIXES, REQUESTS = 50, 600
+PREFIXES, REQUESTS = 50, 450
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
@@ -76,7 +76,7 @@ SLOTS, IN_FLIGHT, OTHERS = 4, 32, 5
 
 async def wait_of_others(rig: Rig, url: str, share: float) -> float:
     """How long others wait for an answer there on average, while a batch has more in flight than there are slots."""
-    body = {"max_tokens": 48, "temperature": 0, "ignore_eos": True}
+    body = {"max_tokens": 24, "temperature": 0, "ignore_eos": True}
     lines = [chat_line(str(i), f"{share} {i}", **body) for i in range(6_000)]
     async with rig.working(HttpUpstream(url), max_in_flight=IN_FLIGHT, yield_share=share, stop_grace=0.0) as worker:
         id = await rig.create(await rig.upload(lines))

@@ -259,7 +259,7 @@ async def test_a_full_disk_is_full_and_then_not(database: Database) -> None:
 
 
 async def test_a_locked_database_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("batchery.store.database.BUSY_TIMEOUT_MS", 50)
+    monkeypatch.setattr("batchery.store.turns.PATIENCE", 0.05)
     database = Database(sqlite_url(tmp_path / "a.db"))
     await database.migrate()
     other = sqlite3.connect(tmp_path / "a.db", isolation_level=None)
