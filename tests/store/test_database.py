@@ -360,10 +360,12 @@ async def test_one_that_is_cancelled_while_it_waits_for_another_process(tmp_path
             await identity.get(connection)
 
     task = asyncio.create_task(work())
-    await asyncio.sleep(0.1)
+    async with asyncio.timeout(10):
+        while not database._write_turns.locked():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
     for _ in range(3):
         task.cancel()
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.001)
     other.execute("COMMIT")
     other.close()
     async with asyncio.timeout(10):

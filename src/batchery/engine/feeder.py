@@ -1,4 +1,4 @@
-"""The feeder: leases shards, reads their lines, offers them to the dispatcher, and lets go of what is to run no more.
+"""The feeder: leases shards, reads their lines, offers them to the pool, and lets go of what is to run no more.
 
 It is the only one that knows what of a worker's shards is where. It must never read more than is soon to be sent, nor
 give a shard back of which something is still in flight.

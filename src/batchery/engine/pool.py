@@ -171,11 +171,6 @@ class Pool:
         return sum(lane.dispatcher.waiting for lane in self.lanes)
 
     @property
-    def in_flight(self) -> int:
-        """Requests sent and not yet answered."""
-        return sum(lane.dispatcher.in_flight for lane in self.lanes)
-
-    @property
     def waiting_of(self) -> Counter[str]:
         """By batch, how many requests wait for another try."""
         if self._is_single:
