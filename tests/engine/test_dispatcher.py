@@ -60,7 +60,7 @@ class Results(Recorder):
     """A recorder that only takes down what it is given."""
 
     def __init__(self) -> None:
-        super().__init__(Database("sqlite+aiosqlite:////nowhere/a.db"), "w", lambda _: None, lambda: None)
+        super().__init__(Database("sqlite+aiosqlite:////nowhere/a.db"), "w", 10.0, lambda _: None, lambda _: None)
         self.taken: list[Result] = []
         self.hurried_at: list[int] = []
 
@@ -116,7 +116,7 @@ def shard(deadline: float = 1000.0) -> LeasedShard:
 
 def works(of: LeasedShard, *names: str) -> list[Work]:
     return [
-        Work(of, i, i, custom_id=name, url="/v1/embeddings", body=memoryview(name.encode()))
+        Work(of, i, i, custom_id=name, url="/v1/embeddings", body=name.encode(), size=len(name))
         for i, name in enumerate(names)
     ]
 

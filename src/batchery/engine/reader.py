@@ -106,8 +106,8 @@ class Reader:
         works = []
         for (place, request), line in zip(piece, lines, strict=True):
             read = read_request(line)
-            # Copied out of the line, which is let go with all that is around the body.
-            works.append(Work(shard, place, request, custom_id=read.custom_id, url=read.url, body=bytes(read.body)))
+            body = bytes(read.body)  # copied out of the line, which is let go with all that is around it
+            works.append(Work(shard, place, request, read.custom_id, read.url, body, len(body)))
         if keyed:
             for work in works:
                 work.prefix = prefixes.key(work.request)

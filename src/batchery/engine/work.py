@@ -76,7 +76,7 @@ class LeasedShard:
             bits[place >> 3] |= 1 << (place & 7)
 
 
-class Work:
+class Work(msgspec.Struct, gc=False, eq=False):
     """A request on its way: read from the file, and not yet recorded.
 
     Attributes:
@@ -85,8 +85,8 @@ class Work:
         request: its number in the file, from 0.
         custom_id: as in its line.
         url: likewise.
-        body: the bytes of its body, a view into the piece of the file that was read; let go once there is a result.
-        size: of that body, in bytes.
+        body: the bytes of its body; let go once there is a result.
+        size: of that body, in bytes; 0 for a copy, which is not sent.
         tries: its attempts so far.
         since: when the last of them failed, or the first began, on the event loop's clock.
         copies: (place, request) of the duplicates that are answered by its answer.
@@ -95,38 +95,19 @@ class Work:
         aborted: whether it was taken off its upstream because its batch has ended.
     """
 
-    __slots__ = (
-        "aborted",
-        "body",
-        "copies",
-        "custom_id",
-        "passed",
-        "place",
-        "prefix",
-        "request",
-        "shard",
-        "since",
-        "size",
-        "tries",
-        "url",
-    )
-
-    def __init__(
-        self, shard: LeasedShard, place: int, request: int, *, custom_id: str, url: str, body: bytes | memoryview
-    ) -> None:
-        self.shard = shard
-        self.place = place
-        self.request = request
-        self.custom_id = custom_id
-        self.url = url
-        self.body = body
-        self.size = len(body)
-        self.tries = Tries()
-        self.since = 0.0
-        self.copies: Sequence[tuple[int, int]] = ()
-        self.prefix = 0
-        self.passed = 0
-        self.aborted = False
+    shard: LeasedShard
+    place: int
+    request: int
+    custom_id: str
+    url: str
+    body: bytes
+    size: int = 0
+    tries: Tries = msgspec.field(default_factory=Tries)
+    since: float = 0.0
+    copies: Sequence[tuple[int, int]] = ()
+    prefix: int = 0
+    passed: int = 0
+    aborted: bool = False
 
 
 class Result(msgspec.Struct, frozen=True):
