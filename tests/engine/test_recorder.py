@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import time
 from array import array
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -58,13 +60,17 @@ async def database(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncI
 class Desk:
     """A recorder at work, and what it said."""
 
-    def __init__(self, database: Database, worker: str = "w") -> None:
+    def __init__(self, database: Database, worker: str = "w", *, takes: bool = False) -> None:
         self.settled: list[Work] = []
         self.batches_done = 0
-        self.recorder = Recorder(database, worker, self.settled.extend, self._done)
+        self.taken: list[BatchRow] = []
+        self.recorder = Recorder(
+            database, worker, 10.0, self.settled.extend, self._done, may_take=(lambda _: True) if takes else None
+        )
         self.running = asyncio.create_task(self.recorder.run())
 
-    def _done(self) -> None:
+    def _done(self, taken: list[BatchRow]) -> None:
+        self.taken += taken
         self.batches_done += 1
 
     async def until(self, condition: Callable[[], bool]) -> None:
@@ -157,6 +163,28 @@ async def test_results_are_recorded_together_and_the_last_ends_the_run(database:
     assert found == {"output": [0, 1, 2, 3], "error": [4]}
     assert desk.batches_done == 1
     assert (row.input_tokens, row.cached_tokens, row.output_tokens, row.reasoning_tokens) == (5, 10, 15, 20)
+    await desk.close()
+
+
+async def test_a_batch_that_ends_its_run_is_taken_along(database: FlakyDatabase) -> None:
+    batch, (shard,) = await lease(database, [3])
+    other, (of_other,) = await lease(database, [2])
+    desk = Desk(database, takes=True)
+    before = time.time()
+    for place in range(3):
+        desk.recorder.add(result(shard, place))
+    desk.recorder.add(result(of_other, 0))
+    await desk.until(lambda: len(desk.settled) == 4)
+    row, _ = await log_of(database, batch)
+    assert row.lease_owner == "w"
+    assert before + 9 <= (row.lease_until or 0) <= time.time() + 10
+    assert [msgspec.structs.replace(taken, lease_owner="w", lease_until=row.lease_until) for taken in desk.taken] == [
+        row
+    ]
+    async with database.write() as connection:
+        assert await batches.claim(connection, "v", ["finalizing"], time.time(), FAR) is None, "another took it too"
+    row, _ = await log_of(database, other)
+    assert (row.status, row.lease_owner) == ("in_progress", None)
     await desk.close()
 
 

@@ -8,6 +8,7 @@ The log's rows are dropped afterwards, a few at a time.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterable
 
@@ -18,11 +19,12 @@ from batchery.engine.lease import BatchLeases
 from batchery.engine.reader import Reader
 from batchery.store import batches, dead_blobs, files, result_index, results, shards, webhooks
 from batchery.store.batches import BatchRow
-from batchery.store.blobs import BlobStore, Writer, new_key, write_whole
+from batchery.store.blobs import BlobStore, Writer, all_of, new_key, write_whole
 from batchery.store.database import Database
 from batchery.store.errors import StoreFull
 from batchery.store.ids import new_id
 from batchery.store.result_index import ResultIndex, Status
+from batchery.store.results import Lines
 from batchery.wire import ids
 from batchery.wire.results import Failure, Kind, failure_line
 
@@ -121,17 +123,17 @@ class Finaliser:
                     async for piece in self._blobs.stream(grown.blob_key, 0, grown.blob_size):
                         await output.write(piece)
                 await self._copy(row, "output", first, output, index)
-                await output.close()
-            error: _Errors | None = None
-            if row.error_lines or left or row.failed < row.invalid:
-                async with self._blobs.write(keys[1]) as writer:
-                    error = _Errors(writer, row.error_lines)
-                    await self._copy(row, "error", 0, writer, index)
-                    if row.in_progress_at is None:  # it ended before its bad lines were all written
-                        await self._add_invalid(row, error, index)
-                    await self._add_never_ran(row, left, error, index)
-                    await writer.close()
-            await write_whole(self._blobs, keys[2], result_index.encode(index))
+                error: _Errors | None = None
+                if row.error_lines or left or row.failed < row.invalid:
+                    async with self._blobs.write(keys[1]) as writer:
+                        error = _Errors(writer, row.error_lines)
+                        await self._copy(row, "error", 0, writer, index)
+                        if row.in_progress_at is None:  # it ended before its bad lines were all written
+                            await self._add_invalid(row, error, index)
+                        await self._add_never_ran(row, left, error, index)
+                        await writer.close()
+                # They wait for the disk together.
+                await all_of([output.close(), write_whole(self._blobs, keys[2], result_index.encode(index))])
             shown = await self._show(row, output, error, keys[2], len(left))
         except StoreFull:  # or each further try would leave one more copy
             await self._blobs.delete(keys)
@@ -248,21 +250,25 @@ class Finaliser:
             error.invalid += len(lines)
 
     async def _copy(self, row: BatchRow, kind: Kind, position: int, writer: Writer, index: ResultIndex) -> None:
-        """Write a growing file's lines from `position` on, as they stand in the log, and note where each is."""
+        """Write a growing file's lines from `position` on, as they stand in the log, and note where each is.
+
+        The next lines are read while these are written and noted.
+        """
         good = row.total - row.invalid
-        while True:
-            async with self._database.read() as connection:
-                segments = await results.read(connection, row.id, kind, position)
-            if not segments:
-                return
-            for segment in segments:
-                start = offset = writer.size
-                await writer.write(segment.body)
-                for request, end, attempts in zip(segment.requests, segment.ends, segment.attempts, strict=True):
-                    status: Status = "completed" if kind == "output" else "failed" if request < good else "invalid"
-                    index.put(request, status, offset, start + end - offset, attempts)
-                    offset = start + end
-                position = segment.position + len(segment.ends)
+        segments = await self._read(row, kind, position)
+        while segments:
+            position = segments[-1].position + len(segments[-1].ends)
+            written = writer.size
+            reading = asyncio.create_task(self._read(row, kind, position))
+            writing = _write(writer, segments)
+            # It comes last: the others are with their threads then.
+            noting = _note(index, kind, segments, written, good)
+            await all_of([reading, writing, noting])
+            segments = reading.result()
+
+    async def _read(self, row: BatchRow, kind: Kind, position: int) -> list[Lines]:
+        async with self._database.read() as connection:
+            return await results.read(connection, row.id, kind, position)
 
     async def drop_log(self, batch: str) -> None:
         """Drop the rows of an ended batch's log, whose lines are in its files now.
@@ -280,3 +286,14 @@ class Finaliser:
                 if await results.drop_some(connection, batch, DROP_SEGMENTS) < DROP_SEGMENTS:
                     await batches.change_many(connection, [{"id": batch, "has_log": False}])
                     return
+
+
+async def _write(writer: Writer, segments: list[Lines]) -> None:
+    for segment in segments:
+        await writer.write(segment.body)
+
+
+async def _note(index: ResultIndex, kind: Kind, segments: list[Lines], start: int, good: int) -> None:
+    for segment in segments:
+        index.put_lines(kind, start, segment.requests, segment.ends, segment.attempts, good)
+        start += len(segment.body)

@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from itertools import accumulate
 
+import msgspec
 import structlog
 
 from batchery.engine import lifecycle
@@ -57,9 +58,13 @@ class Recorder:
     Args:
         database: where.
         worker: its id; leases are checked against it.
+        lease: seconds for which it takes a batch.
         recorded: called after each commit with the works that are settled: recorded, or dropped because the lease
             was lost.
-        batch_done: called when a commit has completed a batch, which can then be finalised.
+        batch_done: called when a commit has completed batches, with those that were taken to be finalised at once;
+            the others are anybody's to take.
+        may_take: says whether a batch that is being completed is to be taken: that saves whoever finalises it a
+            transaction.
         copied: called with each result that is also that of other requests.
 
     Attributes:
@@ -73,15 +78,19 @@ class Recorder:
         self,
         database: Database,
         worker: str,
+        lease: float,
         recorded: Callable[[list[Work]], None],
-        batch_done: Callable[[], None],
+        batch_done: Callable[[list[BatchRow]], None],
         copied: Callable[[Result], None] | None = None,
+        may_take: Callable[[BatchRow], bool] | None = None,
     ) -> None:
         self._database = database
         self._worker = worker
+        self._lease = lease
         self._recorded = recorded
         self._batch_done = batch_done
         self._copied = copied
+        self._may_take = may_take
         self._pending: list[Result] = []
         self._pending_bytes = 0
         self._committing_bytes = 0
@@ -180,6 +189,7 @@ class Recorder:
             by_shard[result.work.shard].append(result)
         now = int(time.time())
         done = False
+        taken: list[BatchRow] = []
         async with self._database.write() as connection:
             rows_held = await shards.held(connection, self._worker, [shard.id for shard in by_shard])
             held: dict[LeasedShard, list[Result]] = {}
@@ -203,7 +213,12 @@ class Recorder:
                 change, lines, error_file = _record_batch(row, by_batch[id], now)
                 segments.extend(lines)
                 changes.append(change)
-                done = done or change["status"] != row.status
+                if change["status"] != row.status:
+                    done = True
+                    ended = msgspec.structs.replace(row, **change)
+                    if self._may_take is not None and self._may_take(ended):
+                        change["lease_owner"], change["lease_until"] = self._worker, now + self._lease
+                        taken.append(ended)
                 if error_file is not None:
                     await files.insert(connection, **error_file)
             await results.insert(connection, segments)
@@ -217,7 +232,7 @@ class Recorder:
             )
         self.count += sum(map(len, held.values()))
         if done:
-            self._batch_done()
+            self._batch_done(taken)
 
 
 def _not_recorded(items: list[Result], done: bytes | None) -> list[Result]:
@@ -260,6 +275,8 @@ def _record_batch(
         "status": row.status,
         "finalizing_at": row.finalizing_at,
         "ending": row.ending,
+        "lease_owner": row.lease_owner,
+        "lease_until": row.lease_until,
         "completed": completed,
         "failed": failed,
         "output_lines": row.output_lines + len(lines["output"]),

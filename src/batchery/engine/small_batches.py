@@ -214,15 +214,9 @@ def _files(row: BatchRow, segments: Sequence[Segment], numbers: array[int]) -> _
     whole: dict[str, list[bytes]] = {"output": [], "error": []}
     sizes = {"output": 0, "error": 0}
     for segment in segments:
-        start = offset = sizes[segment.kind]
-        for request, end, attempts in zip(segment.requests, segment.ends, segment.attempts, strict=True):
-            status: result_index.Status = (
-                "completed" if segment.kind == "output" else "failed" if request < good else "invalid"
-            )
-            index.put(request, status, offset, start + end - offset, attempts)
-            offset = start + end
+        index.put_lines(segment.kind, sizes[segment.kind], segment.requests, segment.ends, segment.attempts, good)
         whole[segment.kind].append(segment.body)
-        sizes[segment.kind] = offset
+        sizes[segment.kind] += len(segment.body)
     return _Files(
         row=row,
         output_key=new_key("output", new_id()),

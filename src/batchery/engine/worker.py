@@ -10,7 +10,7 @@ import asyncio
 import os
 import platform
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,13 @@ from batchery.engine.reader import Reader
 from batchery.engine.reaper import Reaper
 from batchery.engine.recorder import Recorder
 from batchery.engine.retention import Retention
-from batchery.engine.small_batches import SmallBatches
+from batchery.engine.small_batches import SmallBatches, is_small
 from batchery.engine.throughput import Throughput
 from batchery.engine.webhooks import Deliverer
 from batchery.engine.work import LeasedShard, Result
 from batchery.engine.yielding import LOOK
 from batchery.store import agenda, batch_sums, batches, shards, workers
+from batchery.store.batches import BatchRow
 from batchery.store.blobs import BlobStore
 from batchery.store.database import Database
 from batchery.store.errors import StoreError
@@ -126,7 +127,9 @@ class Worker:
         self._settings = settings
         self._reader = Reader(database, blobs)
         self._feeder = Feeder(database, self._reader, self.id, LEASE, self._to_feed, self._to_watch, self._to_finish)
-        self._recorder = Recorder(database, self.id, self._feeder.recorded, self._to_finish.set, self._copied)
+        self._recorder = Recorder(
+            database, self.id, LEASE, self._feeder.recorded, self._batch_done, self._copied, self._may_finish
+        )
         self._copies = Copies(self._reader, self._recorder, self._feeder.settle)
         self._pool = Pool(destinations, self._recorder, self._to_feed.set, self._feeder.settle)
         self._feeder.attach(self._pool, self._recorder, self._copies)
@@ -351,14 +354,25 @@ class Worker:
         small = await self._small_batches.claim()
         row = None if small else await self._finaliser.claim()
         if small:
-            finishing = asyncio.create_task(self._small_batches.finish(small))
+            self._begin(self._small_batches.finish(small))
         elif row is not None:
-            finishing = asyncio.create_task(self._finaliser.finish(row))
-        else:
-            return False
+            self._begin(self._finaliser.finish(row))
+        return bool(small) or row is not None
+
+    def _may_finish(self, row: BatchRow) -> bool:
+        """Whether a batch that the recorder completes is taken along, to be finished at once; small ones wait for one
+        another."""
+        return len(self._finishing) < FINISHING and not self._winding_down and not is_small(row)
+
+    def _batch_done(self, taken: list[BatchRow]) -> None:
+        for row in taken:
+            self._begin(self._finaliser.finish(row))
+        self._to_finish.set()
+
+    def _begin(self, finish: Coroutine[Any, Any, None]) -> None:
+        finishing = asyncio.create_task(finish)
         self._finishing.add(finishing)
         finishing.add_done_callback(self._finished)
-        return True
 
     def _finished(self, finishing: asyncio.Task[None]) -> None:
         if len(self._finishing) >= FINISHING:

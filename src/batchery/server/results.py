@@ -29,7 +29,7 @@ from batchery.server.parameters import parameters_of
 from batchery.store import batches, files, results
 from batchery.store.batches import BatchRow
 from batchery.store.errors import StoreUnavailable
-from batchery.store.result_index import CODES, STATUSES, ResultIndex, Status
+from batchery.store.result_index import CODES, STATUSES, ResultIndex
 from batchery.store.schema import LIVE
 from batchery.wire.errors import NotFound
 from batchery.wire.results import Kind
@@ -190,12 +190,9 @@ def _placed(
         for segment in segments:
             picture.segments.append((kind, segment.position))
             number = len(picture.segments)
-            start = 0
-            for request, end, attempts in zip(segment.requests, segment.ends, segment.attempts, strict=True):
-                status: Status = "completed" if kind == "output" else "failed" if request < good else "invalid"
-                index.put(request, status, start, end - start, attempts)
+            index.put_lines(kind, 0, segment.requests, segment.ends, segment.attempts, good)
+            for request in segment.requests:
                 picture.logged[request] = number
-                start = end
     return picture
 
 

@@ -267,12 +267,12 @@ class BlobStore:
                 if self.folder is not None:
                     folder = self.folder
                     parts = [blobs[first::PUT_THREADS] for first in range(PUT_THREADS)]
-                    await _all(asyncio.to_thread(_write_synced, folder, part) for part in parts if part)
+                    await all_of(asyncio.to_thread(_write_synced, folder, part) for part in parts if part)
                     await asyncio.to_thread(_sync_folders, folder, [key for key, _ in blobs])
                 else:
                     for start in range(0, len(blobs), PUTS):
                         some = blobs[start : start + PUTS]
-                        await _all(obstore.put_async(self.objects, key, content) for key, content in some)
+                        await all_of(obstore.put_async(self.objects, key, content) for key, content in some)
         except StoreError:
             with suppress(StoreError):
                 await self.delete([key for key, _ in blobs])
@@ -337,8 +337,12 @@ def _sync(folder: Path, key: str) -> None:
         _fsync(path)
 
 
-async def _all(steps: Iterable[Awaitable[object]]) -> None:
-    """Wait for all, even if one fails: whoever cleans up must find nobody at work."""
+async def all_of(steps: Iterable[Awaitable[object]]) -> None:
+    """Wait for all, even if one fails or this task is cancelled: whoever cleans up must find nobody at work.
+
+    Raises:
+        Exception: the first that one of them raised.
+    """
     for outcome in await asyncio.gather(*steps, return_exceptions=True):
         if isinstance(outcome, BaseException):
             raise outcome

@@ -9,9 +9,12 @@ from __future__ import annotations
 import struct
 import sys
 from array import array
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
+
+from batchery.wire.results import Kind
 
 _MAGIC = b"BATCHRX1"
 
@@ -19,6 +22,8 @@ Status = Literal["pending", "completed", "failed", "expired", "cancelled", "inva
 STATUSES: tuple[Status, ...] = ("pending", "completed", "failed", "expired", "cancelled", "invalid")
 CODES: dict[Status, int] = {status: code for code, status in enumerate(STATUSES)}
 """`invalid` is a bad line that was passed over: it never was a request, and retrying it is of no use."""
+
+_INVALID = CODES["invalid"]
 
 
 class DamagedIndexError(ValueError):
@@ -63,6 +68,27 @@ class ResultIndex(msgspec.Struct, frozen=True):
         self.starts[request] = start
         self.lengths[request] = length
         self.attempts[request] = attempts
+
+    def put_lines(
+        self, kind: Kind, start: int, requests: Sequence[int], ends: Sequence[int], attempts: Sequence[int], good: int
+    ) -> None:
+        """Note how requests ended whose lines are one after the other.
+
+        Args:
+            kind: which file they are in: of those in the output file all are completed.
+            start: byte offset of the first line.
+            ends: where each line ends, from there.
+            good: the number of requests; what comes after them are bad lines that were passed over.
+        """
+        statuses, starts, lengths, all_attempts = self.statuses, self.starts, self.lengths, self.attempts
+        code = CODES["completed" if kind == "output" else "failed"]
+        before = 0
+        for request, end, times in zip(requests, ends, attempts, strict=True):
+            statuses[request] = code if request < good else _INVALID
+            starts[request] = start + before
+            lengths[request] = end - before
+            all_attempts[request] = times
+            before = end
 
     def to_retry(self) -> list[int]:
         """The requests that running again may mend, in file order."""
