@@ -2,7 +2,7 @@
 
     python -m benchmarks.table [--only 1,3,8] [--rounds 3] [--long]
 
-`--long` also measures what takes minutes: a million requests, and a file of 2 GB.
+`--long` also measures what takes minutes: a million requests, a file of 2 GB, and 20 000 requests of a second each.
 """
 
 from __future__ import annotations
@@ -131,9 +131,10 @@ def against_the_sdk(bench: Bench) -> list[Row]:
 def against_the_ideal(bench: Bench) -> list[Row]:
     """Row 3: an upstream with slots, and requests that queue behind them."""
     rows = []
+    many = 20_000 if bench.long else 2_000  # of few, the last answers alone are 0.06 more than the ideal
     for name, options, requests, slots, mean in (
         ("64 slots of 50 ms", ("--latency", "50ms"), 20_000, 64, 0.05),
-        ("64 slots, log-normal, median 1 s", ("--latency", "lognormal:1s"), 2_000, 64, 1.1331),
+        ("64 slots, log-normal, median 1 s", ("--latency", "lognormal:1s"), many, 64, 1.1331),
     ):
         ratios = []
         with (
@@ -143,7 +144,8 @@ def against_the_ideal(bench: Bench) -> list[Row]:
             for turn in range(1 if mean > 1 else bench.rounds):
                 batch = run_batch(url, server.pid, bench.file(requests, 100, f"{name} {turn}"), requests)
                 ratios.append(batch["seconds"] / (requests * mean / slots))
-        rows.append((f"3  wall time ÷ ideal, {name}", "≤ 1.03", f"{statistics.median(ratios):.3f}"))
+        measure = f"3  wall time ÷ ideal, {name}, {requests:,} requests"
+        rows.append((measure, "≤ 1.03", f"{statistics.median(ratios):.3f}"))
     ratios = []
     with (
         running(simulate("--latency", "50ms", "--concurrency", "256"), bench.log) as (_, upstream),
