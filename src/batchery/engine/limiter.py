@@ -49,8 +49,9 @@ QUEUED = 1.3
 RESTS = 4
 """Rounds between two tries, once neither direction has helped."""
 
-TRIES_DOWN = 4
-"""A step down, which may cost work, is tried only every so many times, unless something has changed."""
+TRIES_DOWN, MOST_TRIES_DOWN = 4, 32
+"""A step down, which may cost work, is tried only every so many times, twice as many each time that it has cost some,
+unless something has changed."""
 
 UNSEEN = 0.01
 """The relative loss of work for a step down that does not count: rounds differ by more."""
@@ -129,12 +130,14 @@ class AdaptiveLimit:
         self._latency_at_base: float | None = None
         self._least_latency = math.inf
         self._growing = True
-        self._steps_up: list[tuple[float, int]] = []  # while growing: when there was which number
+        # While growing: since when there was which number,
+        self._steps_up: list[tuple[float, int]] = [(float("-inf"), self.limit)]
         self._seen: list[tuple[int, float]] = []  # and with how many in flight how many were answered a second
         self._up = True
         self._step = FIRST_STEP
         self._rests = 0
         self._until_down = 0
+        self._tries_down = TRIES_DOWN
         self._rate_at_base = 0.0
         self._leap = False  # whether the step down under way goes straight to what should fit
         self._until_leap = 0
@@ -143,7 +146,8 @@ class AdaptiveLimit:
         self._refused_at: int | None = None
         self._since_refused = 0
         self._overshot = False  # whether refusals of one step too many are still coming in
-        self._cautious = False  # whether a number was just passed at which there had been refusals
+        self._falling = False  # whether there was a cut, and no measured round since then
+        self._fell_from = self._fits = 0
         self._background = 0.0
         self._counted_from = float("-inf")
         self._answers = 0.0
@@ -184,9 +188,7 @@ class AdaptiveLimit:
         self._latency += now - began
         self._filled += in_flight
         seconds = now - self._started
-        if self._results < max(LEAST_RESULTS, ROUND * self.limit) and not (
-            seconds > LONGEST_ROUND and self._results >= self.limit
-        ):
+        if self._results < self._enough() and not (seconds > LONGEST_ROUND and self._results >= self.limit):
             return
         if self._filled < 0.9 * self.limit * self._results:
             self._began_short(now)
@@ -207,10 +209,12 @@ class AdaptiveLimit:
         self._refusals += 1
         number = min(self.limit, in_flight)
         if self._growing:
-            self._refused_at, self._since_refused = number, 0
-            self._growing, self._overshot = False, True
-            self._go_to(max(self._base, number // 2), now)
-            self._up, self._step = True, SMALLEST_STEP
+            if self._refusals > self._usual_refusals():
+                self._refused_at, self._since_refused = number, 0
+                self._growing, self._overshot = False, True
+                # What there was when it was sent may be too much by it alone; what has been added since by all of that.
+                self._go_to(max(self._base, min(number - 1, self._number_at(began))), now)
+                self._up, self._step = True, SMALLEST_STEP
         elif self.limit > self._base:
             if self._refusals > self._usual_refusals():
                 self._refused_at, self._since_refused = self.limit, 0
@@ -228,10 +232,36 @@ class AdaptiveLimit:
         elif self._refusals >= max(2.0, REFUSED_SHARE * max(20, self.limit)) and (
             self._refusals > REFUSED_SHARE * self._answers + self._usual_refusals()
         ):
-            self._refused_at, self._since_refused = number, 0
-            self._work_at_base = None
-            self._go_to(math.floor(number * CUT), now)
-            self._up, self._step, self._rests = True, SMALLEST_STEP, 0
+            self._cut(number, now)
+
+    def _cut(self, number: int, now: float) -> None:
+        """Refusals come in numbers: there is less capacity; or they do not depend on the number."""
+        share = self._refusals / self._answers
+        if number <= self._fits and share <= MOST_BACKGROUND:
+            self._learn_background()
+            self._refused_at, self._falling = None, False
+            self._go_to(self._fell_from, now)
+            self._begin_growing(now)
+            return
+        # What was answered of a higher number fits, whatever the capacity is; the count at the first cut of several has
+        # answers in it from before the capacity went.
+        self._fits = math.floor((1 - share) * number) if self._falling else 0
+        if not self._falling:
+            self._falling, self._fell_from = True, number
+        self._refused_at, self._since_refused = number, 0
+        self._go_to(math.floor(number * CUT), now)
+        self._up, self._step, self._rests = True, SMALLEST_STEP, 0
+        self._tries_down = TRIES_DOWN
+
+    def _enough(self) -> int:
+        """Answers that a round needs."""
+        if self._is_trying_again():
+            return max(LEAST_ANSWERS, self.limit)  # a server that has no room for one more says so at once
+        return max(LEAST_RESULTS, ROUND * self.limit)
+
+    def _is_trying_again(self) -> bool:
+        """Whether the number is the one at which refusals came."""
+        return self._refused_at is not None and self._refused_at <= self.limit == self._base + 1
 
     def _usual_refusals(self) -> float:
         """As many as may come whatever the number in flight: as at rest, and what chance adds."""
@@ -247,27 +277,26 @@ class AdaptiveLimit:
 
     def _grow(self, now: float, began: float, in_flight: int) -> None:
         """Another for each answer, until answers take longer and no more work is done."""
+        if in_flight >= 0.9 * self.limit and self.limit < self._ceiling:
+            self.limit += 1
+            if self.limit >= 1.1 * self._steps_up[-1][1]:
+                self._steps_up.append((now, self.limit))
         if began < self._changed_at:
             return
         if self._started is None:
             self._started = now
-            self._steps_up = [(began, self.limit)]
-            self._seen = []
         self._results += 1
         self._latency += now - began
-        if self._latency_at_base is not None and in_flight >= 0.9 * self.limit and self.limit < self._ceiling:
-            self.limit += 1
-            if self.limit >= 1.1 * self._steps_up[-1][1]:
-                self._steps_up.append((now, self.limit))
         # The first answers to come are the quick ones; all that were sent first are needed to know how long they take.
-        if self._results < (self.limit if self._latency_at_base is None else max(16, self.limit // 4)):
+        first = self._steps_up[0][1]
+        if self._results < (first if self._latency_at_base is None else max(16, self.limit // 4)):
             return
         seconds, latency = max(1e-6, now - self._started), self._latency / self._results
         if seconds < (self._latency_at_base or 0.0):
             return  # answers may come in bursts, since they were sent in bursts
         rate = self._results / seconds
         sent_at = now - seconds / 2 - latency  # in the mean
-        number = max((n for at, n in self._steps_up if at <= sent_at), default=self._base)
+        number = self._number_at(sent_at)
         self._seen.append((number, rate))
         self._started, self._results, self._latency = now, 0, 0.0
         if self._latency_at_base is None:
@@ -282,6 +311,17 @@ class AdaptiveLimit:
         if self.limit == self._ceiling and number == self._ceiling:
             self._stop_growing(now)
 
+    def _begin_growing(self, now: float) -> None:
+        self._growing = True
+        self._steps_up = [(now, self.limit)]
+        self._seen = []
+        self._count_anew(now)
+        self._begin_round(now)
+
+    def _number_at(self, at: float) -> int:
+        """The number that there was at some time, while it has been growing."""
+        return max((number for since, number in self._steps_up if since < at), default=self._base)
+
     def _stop_growing(self, now: float) -> None:
         """Go on from the smallest number that did nearly as much as any."""
         self._growing = False
@@ -291,6 +331,7 @@ class AdaptiveLimit:
 
     def _measured_at_rest(self, now: float, work: float) -> None:
         before = self._work_at_base
+        self._falling = False
         self._note_latency()
         self._learn_background()
         self._count_anew(now)
@@ -303,6 +344,7 @@ class AdaptiveLimit:
             self._up, self._step, self._rests = work > before, 1.5, 0
             self._until_down = self._until_leap = 0
             self._leaps = LEAPS // 2
+            self._tries_down = TRIES_DOWN
             self._begin_round(now)
             return
         else:
@@ -317,27 +359,27 @@ class AdaptiveLimit:
         assert self._work_at_base is not None
         before = self._base
         gain = math.log(work / self._work_at_base) - ELASTICITY * math.log(self.limit / self._base)
-        # A whole round at a number that was refused before says that there is more capacity now; what one request more
-        # gains is less than what rounds differ by.
-        fits_again = self._refused_at is not None and self._refused_at <= self.limit == before + 1
-        if fits_again or gain > (0.0 if self.limit > before else -UNSEEN):
+        if self._is_trying_again():
+            # It has room for one more, so there is more capacity now; how much more is found out as at the start.
+            self._refused_at = None
+            self._base = self.limit
+            self._work_at_base = None
+            self._note_latency()
+            self._begin_growing(now)
+            return
+        if gain > (0.0 if self.limit > before else -UNSEEN):
             self._leap = False
-            if self._refused_at is not None and self.limit >= self._refused_at:
-                self._refused_at = None  # it no longer refuses
-                self._cautious = True
-            paid = self.limit > self._base and gain > (PAID - ELASTICITY) * math.log(self.limit / self._base)
+            if self.limit < before:
+                self._tries_down = TRIES_DOWN
+            paid = self.limit > before and gain > (PAID - ELASTICITY) * math.log(self.limit / before)
             self._base, self._work_at_base = self.limit, work
             self._step = min(LARGEST_STEP, self._step * 1.25)
             self._note_latency()
             self._count_anew(now)
-            if paid and self._refused_at is None and not self._cautious:
-                self._growing = True
-                self._begin_round(now)
-                return
-            if self._cautious:
-                self._step = SMALLEST_STEP
-                self._cautious = self.limit < 1.1 * before
-            self._take_a_step(now)
+            if paid and self._refused_at is None:
+                self._begin_growing(now)
+            else:
+                self._take_a_step(now)
             return
         if self.limit < self._base and self._leap:
             self._until_leap = self._leaps = min(MOST_LEAPS, 2 * self._leaps)
@@ -353,7 +395,8 @@ class AdaptiveLimit:
         """This direction is of no use: try the other, or rest."""
         self._step = SMALLEST_STEP
         if self._up and (self._is_queued() or self._until_down <= 0):
-            self._up, self._until_down = False, TRIES_DOWN
+            self._up, self._until_down = False, self._tries_down
+            self._tries_down = min(MOST_TRIES_DOWN, 2 * self._tries_down)
             return
         self._until_down -= 1
         self._up, self._rests = True, RESTS
@@ -403,7 +446,10 @@ class AdaptiveLimit:
         return (self._latency_at_base or 0.0) > QUEUED * self._least_latency
 
     def _go_to(self, limit: int, now: float) -> None:
-        self._base = self.limit = self._target = max(1, min(self._ceiling, limit))
+        limit = max(1, min(self._ceiling, limit))
+        if limit != self._base:
+            self._work_at_base = None
+        self._base = self.limit = self._target = limit
         self._count_anew(now)
         self._begin_round(now)
 
