@@ -145,10 +145,12 @@ class AdaptiveLimit:
         # Refusals: at what number they came, and how many since when.
         self._refused_at: int | None = None
         self._since_refused = 0
+        self._refusal_took = 0.0
         self._overshot = False  # whether refusals of one step too many are still coming in
         self._falling = False  # whether there was a cut, and no measured round since then
         self._fell_from = self._fits = 0
         self._background = 0.0
+        self._doubted = 0.0  # the share of refusals that a step down is to explain
         self._counted_from = float("-inf")
         self._answers = 0.0
         self._refusals = 0.0
@@ -188,7 +190,7 @@ class AdaptiveLimit:
         self._latency += now - began
         self._filled += in_flight
         seconds = now - self._started
-        if self._results < self._enough() and not (seconds > LONGEST_ROUND and self._results >= self.limit):
+        if not self._is_enough(now, seconds):
             return
         if self._filled < 0.9 * self.limit * self._results:
             self._began_short(now)
@@ -207,6 +209,7 @@ class AdaptiveLimit:
             return
         self._answers += 1
         self._refusals += 1
+        self._refusal_took = now - began
         number = min(self.limit, in_flight)
         if self._growing:
             if self._refusals > self._usual_refusals():
@@ -236,12 +239,13 @@ class AdaptiveLimit:
 
     def _cut(self, number: int, now: float) -> None:
         """Refusals come in numbers: there is less capacity; or they do not depend on the number."""
-        share = self._refusals / self._answers
+        share = self._share
+        if self._falling and share <= MOST_BACKGROUND and self._answers < number:
+            return  # quick answers come first: what share is refused, all that were sent first are needed to know
         if number <= self._fits and share <= MOST_BACKGROUND:
-            self._learn_background()
-            self._refused_at, self._falling = None, False
+            self._falling = False
             self._go_to(self._fell_from, now)
-            self._begin_growing(now)
+            self._know_background(share, now)
             return
         # What was answered of a higher number fits, whatever the capacity is; the count at the first cut of several has
         # answers in it from before the capacity went.
@@ -253,11 +257,14 @@ class AdaptiveLimit:
         self._up, self._step, self._rests = True, SMALLEST_STEP, 0
         self._tries_down = TRIES_DOWN
 
-    def _enough(self) -> int:
-        """Answers that a round needs."""
+    def _is_enough(self, now: float, seconds: float) -> bool:
+        """Whether the round is to be judged."""
         if self._is_trying_again():
-            return max(LEAST_ANSWERS, self.limit)  # a server that has no room for one more says so at once
-        return max(LEAST_RESULTS, ROUND * self.limit)
+            # A server that has no room for one more says so within the time that its last refusal took.
+            return self._results >= max(LEAST_ANSWERS, self.limit) and now - self._changed_at > 2 * self._refusal_took
+        if self._results >= max(LEAST_RESULTS, ROUND * self.limit):
+            return True
+        return seconds > LONGEST_ROUND and self._results >= self.limit
 
     def _is_trying_again(self) -> bool:
         """Whether the number is the one at which refusals came."""
@@ -269,11 +276,24 @@ class AdaptiveLimit:
         return expected + 3 * math.sqrt(expected) + 1 if self._background > UNHEARD else 0.0
 
     def _learn_background(self) -> None:
-        share = min(MOST_BACKGROUND, self._refusals / max(1.0, self._answers))
+        """What share comes is the way of the server."""
+        share = min(MOST_BACKGROUND, self._share)
         known = self._background > UNHEARD
         self._background += (0.5 if share > self._background else 0.1) * (share - self._background)
         if self._background > UNHEARD and not known:
             self._refused_at = None  # that was no sign of a limit
+
+    def _know_background(self, share: float, now: float) -> None:
+        """That share comes at a smaller number as well, so what came before was no sign of a limit."""
+        known = self._background > UNHEARD
+        self._background = min(MOST_BACKGROUND, max(share, self._background))
+        if not known:
+            self._refused_at = None
+            self._begin_growing(now)
+
+    @property
+    def _share(self) -> float:
+        return self._refusals / max(1.0, self._answers)
 
     def _grow(self, now: float, began: float, in_flight: int) -> None:
         """Another for each answer, until answers take longer and no more work is done."""
@@ -333,7 +353,10 @@ class AdaptiveLimit:
         before = self._work_at_base
         self._falling = False
         self._note_latency()
-        self._learn_background()
+        share = self._share
+        doubtful = self._refusals >= 2 and share > UNHEARD and self._refusals > self._usual_refusals()
+        if share < self._background:
+            self._learn_background()
         self._count_anew(now)
         if before is None:
             self._work_at_base = work
@@ -349,7 +372,11 @@ class AdaptiveLimit:
             return
         else:
             self._work_at_base = math.sqrt(before * work)
-        if self._rests > 0 and not (self._refused_at == self._base + 1 and self._since_refused >= ANSWERS_A_REFUSAL):
+        if doubtful and self._base > 1:
+            self._doubted = share
+            self._up, self._step = False, SMALLEST_STEP
+            self._take_a_step(now)
+        elif self._rests > 0 and not (self._refused_at == self._base + 1 and self._since_refused >= ANSWERS_A_REFUSAL):
             self._rests -= 1
             self._begin_round(now)
         else:
@@ -358,6 +385,9 @@ class AdaptiveLimit:
     def _measured_a_step(self, now: float, work: float) -> None:
         assert self._work_at_base is not None
         before = self._base
+        if self._doubted:
+            self._measured_below(now)
+            return
         gain = math.log(work / self._work_at_base) - ELASTICITY * math.log(self.limit / self._base)
         if self._is_trying_again():
             # It has room for one more, so there is more capacity now; how much more is found out as at the start.
@@ -376,6 +406,9 @@ class AdaptiveLimit:
             self._step = min(LARGEST_STEP, self._step * 1.25)
             self._note_latency()
             self._count_anew(now)
+            if self.limit < before and not self._is_queued():
+                # No request waits any longer, so a still smaller number would cost work, and a larger one may do more.
+                self._up, self._step = True, FIRST_STEP
             if paid and self._refused_at is None:
                 self._begin_growing(now)
             else:
@@ -383,13 +416,29 @@ class AdaptiveLimit:
             return
         if self.limit < self._base and self._leap:
             self._until_leap = self._leaps = min(MOST_LEAPS, 2 * self._leaps)
-        self._go_to(self._base, now)
-        if self._leap:
+        cost = self.limit < before and math.log(work / self._work_at_base) < PAID * math.log(self.limit / before)
+        self._go_to(before, now)
+        if cost:
+            # So no request waits at the number that there was, and a larger one may do more.
+            self._leap = False
+            self._up, self._step = True, FIRST_STEP
+        elif self._leap:
             self._leap = False
         elif self._step > SMALLEST_STEP:
             self._step = max(SMALLEST_STEP, math.sqrt(self._step))  # what fits lies between
         else:
             self._turn()
+
+    def _measured_below(self, now: float) -> None:
+        """Refusals that a smaller number does not keep away are the server's way; others mean that it was too much."""
+        before, share, doubted = self._base, self._share, self._doubted
+        self._up, self._step, self._rests = True, SMALLEST_STEP, 0
+        if share > doubted / 4:
+            self._go_to(before, now)
+            self._know_background((share + doubted) / 2, now)
+        else:
+            self._go_to(self.limit, now)
+            self._refused_at, self._since_refused = before, 0
 
     def _turn(self) -> None:
         """This direction is of no use: try the other, or rest."""
@@ -450,6 +499,7 @@ class AdaptiveLimit:
         if limit != self._base:
             self._work_at_base = None
         self._base = self.limit = self._target = limit
+        self._doubted = 0.0
         self._count_anew(now)
         self._begin_round(now)
 
