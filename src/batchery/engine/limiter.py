@@ -62,7 +62,10 @@ LEAPS, MOST_LEAPS = 8, 256
 SHIFT = 0.3
 """The relative change of work between two rounds at the same number that says: something has changed."""
 
-CUT = 0.7
+FIRST_CUT, CUT = 0.95, 0.7
+"""What is left of the number when refusals come in numbers. At first it may be too much by one only, which is refused
+as often as it is sent again; where they go on, capacity has gone."""
+
 REFUSED_SHARE = 0.05
 """The share of refusals from which capacity has gone, where no step was taken; a few come from any server."""
 
@@ -242,7 +245,7 @@ class AdaptiveLimit:
         share = self._share
         if self._falling and share <= MOST_BACKGROUND and self._answers < number:
             return  # quick answers come first: what share is refused, all that were sent first are needed to know
-        if number <= self._fits and share <= MOST_BACKGROUND:
+        if self._falling and number <= self._fits and share <= MOST_BACKGROUND:
             self._falling = False
             self._go_to(self._fell_from, now)
             self._know_background(share, now)
@@ -250,25 +253,26 @@ class AdaptiveLimit:
         # What was answered of a higher number fits, whatever the capacity is; the count at the first cut of several has
         # answers in it from before the capacity went.
         self._fits = math.floor((1 - share) * number) if self._falling else 0
+        self._refused_at, self._since_refused = number, 0
+        self._go_to(math.floor(number * (CUT if self._falling else FIRST_CUT)), now)
         if not self._falling:
             self._falling, self._fell_from = True, number
-        self._refused_at, self._since_refused = number, 0
-        self._go_to(math.floor(number * CUT), now)
         self._up, self._step, self._rests = True, SMALLEST_STEP, 0
         self._tries_down = TRIES_DOWN
 
     def _is_enough(self, now: float, seconds: float) -> bool:
         """Whether the round is to be judged."""
-        if self._is_trying_again():
+        if self._is_closing_in():
             # A server that has no room for one more says so within the time that its last refusal took.
             return self._results >= max(LEAST_ANSWERS, self.limit) and now - self._changed_at > 2 * self._refusal_took
         if self._results >= max(LEAST_RESULTS, ROUND * self.limit):
             return True
         return seconds > LONGEST_ROUND and self._results >= self.limit
 
-    def _is_trying_again(self) -> bool:
-        """Whether the number is the one at which refusals came."""
-        return self._refused_at is not None and self._refused_at <= self.limit == self._base + 1
+    def _is_closing_in(self) -> bool:
+        """Whether the number lies between the one that has proved good and the one at which refusals came: so near to
+        each other, rounds differ by more than the number does, and refusals alone tell."""
+        return self._refused_at is not None and self._base < self.limit <= self._refused_at
 
     def _usual_refusals(self) -> float:
         """As many as may come whatever the number in flight: as at rest, and what chance adds."""
@@ -285,9 +289,9 @@ class AdaptiveLimit:
 
     def _know_background(self, share: float, now: float) -> None:
         """That share comes at a smaller number as well, so what came before was no sign of a limit."""
-        known = self._background > UNHEARD
+        is_news = share > 1.25 * max(UNHEARD, self._background)
         self._background = min(MOST_BACKGROUND, max(share, self._background))
-        if not known:
+        if is_news:
             self._refused_at = None
             self._begin_growing(now)
 
@@ -351,10 +355,13 @@ class AdaptiveLimit:
 
     def _measured_at_rest(self, now: float, work: float) -> None:
         before = self._work_at_base
-        self._falling = False
         self._note_latency()
         share = self._share
-        doubtful = self._refusals >= 2 and share > UNHEARD and self._refusals > self._usual_refusals()
+        # Just after a cut some may be left of the ones before.
+        doubtful = (
+            not self._falling and self._refusals >= 2 and share > UNHEARD and self._refusals > self._usual_refusals()
+        )
+        self._falling = False
         if share < self._background:
             self._learn_background()
         self._count_anew(now)
@@ -383,20 +390,26 @@ class AdaptiveLimit:
             self._take_a_step(now)
 
     def _measured_a_step(self, now: float, work: float) -> None:
-        assert self._work_at_base is not None
         before = self._base
+        self._falling = False
         if self._doubted:
             self._measured_below(now)
             return
-        gain = math.log(work / self._work_at_base) - ELASTICITY * math.log(self.limit / self._base)
-        if self._is_trying_again():
-            # It has room for one more, so there is more capacity now; how much more is found out as at the start.
-            self._refused_at = None
-            self._base = self.limit
-            self._work_at_base = None
+        if self._is_closing_in():
+            was_refused = self.limit == self._refused_at
             self._note_latency()
-            self._begin_growing(now)
+            self._go_to(self.limit, now)
+            if was_refused:
+                # It has room for it, so there is more capacity now; how much more is found out as at the start.
+                self._refused_at = None
+                self._begin_growing(now)
+            else:
+                self._take_a_step(now)
             return
+        if self._work_at_base is None:
+            self._go_to(self._base, now)  # refusals that were still coming in have changed what is known
+            return
+        gain = math.log(work / self._work_at_base) - ELASTICITY * math.log(self.limit / self._base)
         if gain > (0.0 if self.limit > before else -UNSEEN):
             self._leap = False
             if self.limit < before:
