@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from batchery.engine.limiter import Limit
+from batchery.engine.limit import Limit
 
 Over = Literal["refuse", "queue", "slow"]
 """What happens to requests beyond the capacity: they get 429, wait for a slot, or all take longer the more there

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from batchery.engine.limiter import AdaptiveLimit, FixedLimit
+from batchery.engine.limit import FixedLimit
+from batchery.engine.limiter import AdaptiveLimit
 from tests.engine.capacity import Over, run
 
 Latency = Callable[[random.Random], float]
