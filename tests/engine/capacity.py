@@ -13,11 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from batchery.engine.limiter import Limit
+from batchery.engine.limit import Limit
 
 Over = Literal["refuse", "queue", "slow"]
 """What happens to requests beyond the capacity: they get 429, wait for a slot, or all take longer the more there
 are."""
+
+Event = Literal["done", "arrived", "refused"]
 
 ROUND_TRIP = 0.001
 
@@ -54,6 +56,8 @@ def run(
     capacity: Callable[[float], int],
     latency: Callable[[random.Random], float],
     seed: int = 1,
+    transit: float = 0.0,
+    refusal: float = ROUND_TRIP,
 ) -> Course:
     """Let a limiter work on an upstream.
 
@@ -64,11 +68,13 @@ def run(
         capacity: at a time; for `slow`, the number in flight at which answers take twice as long.
         latency: draws how long a request takes that is not hindered, in seconds.
         seed: of the draws.
+        transit: seconds that an answer takes at most to arrive, when its slot is already free.
+        refusal: seconds until a request is refused.
     """
     draw = random.Random(seed)
     course = Course([0] * seconds, [0] * seconds, [0] * seconds)
     order = itertools.count()
-    events: list[tuple[float, int, bool, float]] = []
+    events: list[tuple[float, int, Event, float]] = []
     waiting: deque[float] = deque()
     now, in_flight, busy = 0.0, 0, 0
 
@@ -76,7 +82,7 @@ def run(
         nonlocal busy
         busy += 1
         takes = latency(draw) * (1 + busy / capacity(now) if over == "slow" else 1)
-        heapq.heappush(events, (now + takes, next(order), True, began))
+        heapq.heappush(events, (now + takes, next(order), "done", began))
 
     while True:
         while in_flight < limiter.limit:
@@ -86,18 +92,22 @@ def run(
             elif over == "queue":
                 waiting.append(now)
             else:
-                heapq.heappush(events, (now + ROUND_TRIP, next(order), False, now))
-        now, _, good, began = heapq.heappop(events)
+                heapq.heappush(events, (now + refusal, next(order), "refused", now))
+        now, _, event, began = heapq.heappop(events)
         if now >= seconds:
             return course
         course.limits[int(now)] = limiter.limit
-        if good:
+        if event == "done":
             busy -= 1
             while waiting and busy < capacity(now):
                 work(waiting.popleft())
-            course.answered[int(now)] += 1
-            limiter.answered(now, began=began, in_flight=in_flight, work=1.0)
-        else:
+            if transit:
+                heapq.heappush(events, (now + draw.random() * transit, next(order), "arrived", began))
+                continue
+        if event == "refused":
             course.refused[int(now)] += 1
             limiter.refused(now, began=began, in_flight=in_flight)
+        else:
+            course.answered[int(now)] += 1
+            limiter.answered(now, began=began, in_flight=in_flight, work=1.0)
         in_flight -= 1

@@ -12,7 +12,7 @@ import pytest
 
 from batchery.engine import retry
 from batchery.engine.dispatcher import Dispatcher
-from batchery.engine.limiter import FixedLimit
+from batchery.engine.limit import FixedLimit
 from batchery.engine.quota import Quota
 from batchery.engine.recorder import Recorder
 from batchery.engine.work import LeasedShard, Result, Work

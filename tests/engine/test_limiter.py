@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from batchery.engine.limiter import AdaptiveLimit, FixedLimit
+from batchery.engine.limit import FixedLimit
+from batchery.engine.limiter import AdaptiveLimit
 from tests.engine.capacity import Over, run
 
 Latency = Callable[[random.Random], float]
@@ -62,19 +63,39 @@ def test_it_keeps_to_it_with_answers_of_a_second(over: Over, seed: int) -> None:
     assert course.wasted < 0.01
 
 
-@pytest.mark.parametrize("seed", [2, 3, 5])
-def test_capacity_that_comes_back_after_refusals_is_found(seed: int) -> None:
-    """Also where rounds differ by more than one request more would gain."""
+def of_a_model(draw: random.Random) -> float:
+    """As the simulator's default of log-normal answers, with a median of 0.3 s."""
+    return 0.3 * lognormal(draw)
 
-    def latency(draw: random.Random) -> float:
-        return 0.3 * lognormal(draw)
+
+@pytest.mark.parametrize("over", ["refuse", "queue"])
+@pytest.mark.parametrize("transit", [0.0, 0.01])
+@pytest.mark.parametrize("seed", [1, 2, 3, 4, 5])
+def test_capacity_that_comes_back_is_found(over: Over, transit: float, seed: int) -> None:
+    """The whole way from the first request on, also where the server's slots are free before its answers arrive."""
 
     def capacity(now: float) -> int:
         return 64 if 30 <= now < 60 else 256
 
-    course = run(AdaptiveLimit(), 90, over="refuse", capacity=capacity, latency=latency, seed=seed)
-    assert course.rate(72, 90) >= 0.9 * best("refuse", latency, 256)
+    course = run(AdaptiveLimit(), 90, over=over, capacity=capacity, latency=of_a_model, seed=seed, transit=transit)
+    large, small = best(over, of_a_model, 256), best(over, of_a_model, 64)
+    assert course.rate(0, 90) >= 0.9 * (2 * large + small) / 3
+    assert course.rate(35, 60) >= 0.9 * small
+    assert course.rate(66, 90) >= 0.9 * large
     assert course.wasted < 0.01
+
+
+@pytest.mark.parametrize("takes", [0.05, 0.3])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_refusals_that_take_their_time_are_not_taken_for_the_servers_way(takes: float, seed: int) -> None:
+    """As from a server that first lets a request wait. Capacity goes down and up slowly, so there are always some."""
+
+    def capacity(now: float) -> int:
+        return round(128 + 40 * math.sin(now / 3))
+
+    course = run(AdaptiveLimit(), 60, over="refuse", capacity=capacity, latency=of_a_model, seed=seed, refusal=takes)
+    assert course.wasted < 0.1
+    assert course.rate(0, 60) >= 0.75 * best("refuse", of_a_model, 128)
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -92,30 +113,39 @@ def test_a_server_with_few_slots(over: Over) -> None:
     assert course.limits[-1] <= 32
 
 
+class Moody:
+    """A limiter that is told of some of the answers as refusals, whatever the number in flight."""
+
+    def __init__(self, share: float, seed: int) -> None:
+        self._limiter = AdaptiveLimit()
+        self._share = share
+        self._draw = random.Random(seed)
+
+    @property
+    def limit(self) -> int:
+        return self._limiter.limit
+
+    def answered(self, now: float, *, began: float, in_flight: int, work: float) -> None:
+        if self._draw.random() < self._share:
+            self._limiter.refused(now, began=began, in_flight=in_flight)
+        else:
+            self._limiter.answered(now, began=began, in_flight=in_flight, work=work)
+
+    def refused(self, now: float, *, began: float, in_flight: int) -> None:
+        self._limiter.refused(now, began=began, in_flight=in_flight)
+
+
 @pytest.mark.parametrize("over", ["refuse", "queue"])
-@pytest.mark.parametrize("share", [0.01, 0.02, 0.05, 0.15])
-def test_refusals_that_have_nothing_to_do_with_it_do_not_starve_it(over: Over, share: float) -> None:
-    limiter = AdaptiveLimit()
-    draw = random.Random(1)
-
-    class Moody:
-        """Passes the answers on, and some of them as refusals."""
-
-        @property
-        def limit(self) -> int:
-            return limiter.limit
-
-        def answered(self, now: float, *, began: float, in_flight: int, work: float) -> None:
-            if draw.random() < share:
-                limiter.refused(now, began=began, in_flight=in_flight)
-            else:
-                limiter.answered(now, began=began, in_flight=in_flight, work=work)
-
-        def refused(self, now: float, *, began: float, in_flight: int) -> None:
-            limiter.refused(now, began=began, in_flight=in_flight)
-
-    course = run(Moody(), 60, over=over, capacity=lambda _: 64, latency=jittered)
-    assert course.rate(45, 60) >= 0.8 * best(over, jittered, 64)
+@pytest.mark.parametrize("share", [0.01, 0.02, 0.05, 0.08, 0.15, 0.3])
+@pytest.mark.parametrize("capacity", [64, 256])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_refusals_that_have_nothing_to_do_with_it_are_known_soon(
+    over: Over, share: float, capacity: int, seed: int
+) -> None:
+    """Within some tens of answer times, of 0.34 s here."""
+    course = run(Moody(share, seed), 40, over=over, capacity=lambda _: capacity, latency=of_a_model, seed=seed)
+    assert course.rate(25, 40) >= 0.8 * best(over, of_a_model, capacity)
+    assert course.wasted < 0.03
 
 
 def test_without_enough_to_send_nothing_is_decided() -> None:

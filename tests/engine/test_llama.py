@@ -8,12 +8,14 @@ import random
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from batchery.engine import worker as worker_module
+from batchery.engine.pool import Destination
 from batchery.upstreams.http import HttpUpstream
 from tests.engine.llama import llama_server
 from tests.engine.rig import Rig
@@ -102,3 +104,45 @@ async def test_batch_work_makes_room_for_others(rig: Rig, tmp_path: Path, monkey
         stubborn = await wait_of_others(rig, url, 0.0)
         yielding = await wait_of_others(rig, url, 1.0)
     assert yielding < 0.6 * stubborn, (yielding, stubborn)
+
+
+REPLICAS, SHARED, EACH = 2, 24, 8
+
+
+async def computed(rig: Rig, urls: list[str], seed: int) -> int:
+    """How often a beginning was not in the cache of the replica that had the request, by the servers' own counters."""
+    draw = random.Random(seed)
+    prefixes = ["".join(draw.choices("abcdefgh ", k=600)) for _ in range(SHARED)]
+    lines = [
+        chat_line(str(i), f"{prefixes[i % SHARED]} Question {i}?", max_tokens=1, temperature=0)
+        for i in range(SHARED * EACH)
+    ]
+    draw.shuffle(lines)
+    # The names, not the ports, decide which replica has a beginning, so it is the same one in every run.
+    replicas = [
+        Destination(upstream=HttpUpstream(url), name=f"replica {place}", max_in_flight=16)
+        for place, url in enumerate(urls)
+    ]
+    async with rig.working(replicas):
+        row = await rig.ended(await rig.create(await rig.upload(lines)), 60)
+    assert (row.status, row.completed) == ("completed", len(lines))
+    answers = [line["response"]["body"] for line in await rig.lines(row.output_file)]
+    return sum(of_usage(answer) < 300 for answer in answers)
+
+
+async def test_what_begins_alike_is_computed_by_one_replica(rig: Rig, tmp_path: Path) -> None:
+    """About once for each beginning, and not once by each of them; one slot answers in the order in which it is sent
+    to, so requests of one beginning that follow one another compute it once."""
+    with ExitStack() as stack:
+        urls = []
+        for place in range(REPLICAS):
+            folder = tmp_path / str(place)
+            folder.mkdir()
+            urls.append(stack.enter_context(llama_server(folder)))
+        # Where one replica stands still for a while, the other rightly takes its requests, and computes more.
+        tries = []
+        for seed in range(4):
+            tries.append(await computed(rig, urls, seed))
+            if tries[-1] < 0.9 * REPLICAS * SHARED:
+                return
+    raise AssertionError(f"computed {tries} times for {SHARED} beginnings")

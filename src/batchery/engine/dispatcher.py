@@ -18,7 +18,7 @@ from typing import Protocol
 from batchery.engine import retry
 from batchery.engine.breaker import Breaker, Kind, is_permanent
 from batchery.engine.health import AWAY, Health
-from batchery.engine.limiter import Limit
+from batchery.engine.limit import Limit
 from batchery.engine.outcomes import failure, success, unsent_failure
 from batchery.engine.quota import Quota
 from batchery.engine.recorder import Recorder

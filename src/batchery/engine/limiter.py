@@ -19,7 +19,9 @@ Pure: the clock is an argument. Rounds in which there was too little to send dec
 from __future__ import annotations
 
 import math
-from typing import Protocol
+
+from batchery.engine.growth import Growth
+from batchery.engine.refusals import MOST_BACKGROUND, Refusals
 
 START = 32
 CEILING = 2_048
@@ -40,17 +42,15 @@ SMALLEST_STEP, FIRST_STEP, LARGEST_STEP = 1.2, 1.5, 4.0
 PAID = 0.6
 """The gain of work for a step up, relative to it, from which the number grows with each answer."""
 
-SLOWER = 1.5
-"""How much longer answers take when growth with each answer ends: some wait for others."""
-
 QUEUED = 1.3
 """How much longer than at their quickest answers take when a smaller number is tried as often as a larger one."""
 
 RESTS = 4
 """Rounds between two tries, once neither direction has helped."""
 
-TRIES_DOWN = 4
-"""A step down, which may cost work, is tried only every so many times, unless something has changed."""
+TRIES_DOWN, MOST_TRIES_DOWN = 4, 32
+"""A step down, which may cost work, is tried only every so many times, twice as many each time that it has cost some,
+unless something has changed."""
 
 UNSEEN = 0.01
 """The relative loss of work for a step down that does not count: rounds differ by more."""
@@ -61,7 +61,10 @@ LEAPS, MOST_LEAPS = 8, 256
 SHIFT = 0.3
 """The relative change of work between two rounds at the same number that says: something has changed."""
 
-CUT = 0.7
+FIRST_CUT, CUT = 0.95, 0.7
+"""What is left of the number when refusals come in numbers. At first it may be too much by one only, which is refused
+as often as it is sent again; where they go on, capacity has gone."""
+
 REFUSED_SHARE = 0.05
 """The share of refusals from which capacity has gone, where no step was taken; a few come from any server."""
 
@@ -69,46 +72,8 @@ IN_USE = 0.5
 """The share of the number that must be in flight for a refusal to be about the number."""
 
 LEAST_ANSWERS = 20
-UNHEARD, MOST_BACKGROUND = 0.002, 0.5
-"""Shares of refusals at a number that has proved good: below the first they do not count, above the second they cannot
-be the way of a server."""
-
 ANSWERS_A_REFUSAL = 300
 """Answers between two tries at a number where refusals came: each try costs about one of them."""
-
-
-class Limit(Protocol):
-    """How many requests may be in flight at an upstream."""
-
-    @property
-    def limit(self) -> int:
-        """Requests that may be in flight now; at least 1."""
-
-    def answered(self, now: float, *, began: float, in_flight: int, work: float) -> None:
-        """A request was answered.
-
-        Args:
-            now: monotonic seconds.
-            began: when it was sent.
-            in_flight: requests that were in flight, this one included.
-            work: what it took the upstream, in tokens; 1 where it does not say.
-        """
-
-    def refused(self, now: float, *, began: float, in_flight: int) -> None:
-        """The upstream said that it is too much, or did not answer in time; arguments as for `answered`."""
-
-
-class FixedLimit:
-    """A number that the operator has set, and that is kept to exactly."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-
-    def answered(self, now: float, *, began: float, in_flight: int, work: float) -> None:
-        """It changes nothing."""
-
-    def refused(self, now: float, *, began: float, in_flight: int) -> None:
-        """It changes nothing: the retry waits as the upstream asks."""
 
 
 class AdaptiveLimit:
@@ -128,13 +93,12 @@ class AdaptiveLimit:
         self._work_at_base: float | None = None
         self._latency_at_base: float | None = None
         self._least_latency = math.inf
-        self._growing = True
-        self._steps_up: list[tuple[float, int]] = []  # while growing: when there was which number
-        self._seen: list[tuple[int, float]] = []  # and with how many in flight how many were answered a second
+        self._growth: Growth | None = Growth(float("-inf"), self.limit, None)
         self._up = True
         self._step = FIRST_STEP
         self._rests = 0
         self._until_down = 0
+        self._tries_down = TRIES_DOWN
         self._rate_at_base = 0.0
         self._leap = False  # whether the step down under way goes straight to what should fit
         self._until_leap = 0
@@ -142,12 +106,11 @@ class AdaptiveLimit:
         # Refusals: at what number they came, and how many since when.
         self._refused_at: int | None = None
         self._since_refused = 0
+        self._refusals = Refusals()
         self._overshot = False  # whether refusals of one step too many are still coming in
-        self._cautious = False  # whether a number was just passed at which there had been refusals
-        self._background = 0.0
-        self._counted_from = float("-inf")
-        self._answers = 0.0
-        self._refusals = 0.0
+        self._falling = False  # whether there was a cut, and no measured round since then
+        self._fell_from = self._fits = 0
+        self._doubted = 0.0  # the share of refusals that a step down is to explain
         # The round under way.
         self._changed_at = float("-inf")
         self._started: float | None = None
@@ -157,16 +120,16 @@ class AdaptiveLimit:
         self._filled = 0
 
     def answered(self, now: float, *, began: float, in_flight: int, work: float) -> None:
-        if began >= self._counted_from:
-            self._answers += 1
+        if began >= self._refusals.since:
+            self._refusals.ended += 1
             self._since_refused += 1
             if self._overshot and self._refused_at is not None:
                 # All refusals are in: what was not refused fits.
                 self._overshot = False
                 self._go_to(max(self._base, self._refused_at - 1), now)
                 return
-        if self._growing:
-            self._grow(now, began, in_flight)
+        if self._growth is not None:
+            self._grow(now, began, in_flight, self._growth)
             return
         if self.limit < self._target:
             # One more for each that completes, so that a server which refuses does so to few.
@@ -184,9 +147,7 @@ class AdaptiveLimit:
         self._latency += now - began
         self._filled += in_flight
         seconds = now - self._started
-        if self._results < max(LEAST_RESULTS, ROUND * self.limit) and not (
-            seconds > LONGEST_ROUND and self._results >= self.limit
-        ):
+        if not self._is_enough(now, seconds):
             return
         if self._filled < 0.9 * self.limit * self._results:
             self._began_short(now)
@@ -198,21 +159,26 @@ class AdaptiveLimit:
     def refused(self, now: float, *, began: float, in_flight: int) -> None:
         if in_flight < IN_USE * self.limit:
             return  # a few that are always refused, while there is little else to send, say nothing of the number
-        if began < self._counted_from:
+        refusals = self._refusals
+        if began < refusals.since:
             # Too much by one more; what follows from it has been done already.
             if self._overshot and self._refused_at is not None:
                 self._refused_at = max(self._base + 1, self._refused_at - 1)
             return
-        self._answers += 1
-        self._refusals += 1
+        refusals.ended += 1
+        refusals.refused += 1
+        refusals.took = now - began
         number = min(self.limit, in_flight)
-        if self._growing:
-            self._refused_at, self._since_refused = number, 0
-            self._growing, self._overshot = False, True
-            self._go_to(max(self._base, number // 2), now)
-            self._up, self._step = True, SMALLEST_STEP
+        if self._growth is not None:
+            if refusals.refused > refusals.usual:
+                before = self._growth.number_at(began)
+                self._refused_at, self._since_refused = number, 0
+                self._growth, self._overshot = None, True
+                # What there was when it was sent may be too much by it alone; what has been added since by all of that.
+                self._go_to(max(self._base, min(number - 1, before)), now)
+                self._up, self._step = True, SMALLEST_STEP
         elif self.limit > self._base:
-            if self._refusals > self._usual_refusals():
+            if refusals.refused > refusals.usual:
                 self._refused_at, self._since_refused = self.limit, 0
                 self._overshot = self.limit > self._base + 1
                 self._go_to(self._base, now)
@@ -220,80 +186,94 @@ class AdaptiveLimit:
                 self._rests = 0
         elif self.limit == 1:
             # It cannot be the number, so neither was it before.
-            if self._answers >= LEAST_ANSWERS:
-                self._learn_background()
-                self._count_anew(now)
+            if refusals.ended >= LEAST_ANSWERS:
+                refusals.learn(refusals.share)
+                refusals.begin(now)
                 self._refused_at = None
                 self._up, self._step, self._rests = True, LARGEST_STEP, 0
-        elif self._refusals >= max(2.0, REFUSED_SHARE * max(20, self.limit)) and (
-            self._refusals > REFUSED_SHARE * self._answers + self._usual_refusals()
+        elif refusals.refused >= max(2.0, REFUSED_SHARE * max(20, self.limit)) and (
+            refusals.refused > REFUSED_SHARE * refusals.ended + refusals.usual
         ):
-            self._refused_at, self._since_refused = number, 0
-            self._work_at_base = None
-            self._go_to(math.floor(number * CUT), now)
-            self._up, self._step, self._rests = True, SMALLEST_STEP, 0
+            self._cut(number, now)
 
-    def _usual_refusals(self) -> float:
-        """As many as may come whatever the number in flight: as at rest, and what chance adds."""
-        expected = self._background * self._answers
-        return expected + 3 * math.sqrt(expected) + 1 if self._background > UNHEARD else 0.0
+    def _cut(self, number: int, now: float) -> None:
+        """Refusals come in numbers: there is less capacity; or they do not depend on the number."""
+        share = self._refusals.share
+        if self._falling and share <= MOST_BACKGROUND:
+            if self._refusals.ended < number:
+                return  # quick answers come first: what share is refused, all that were sent first are needed to know
+            if number <= self._fits:
+                self._falling = False
+                self._go_to(self._fell_from, now)
+                self._learn_background(share, now)
+                return
+        # What was answered of a higher number fits, whatever the capacity is; the count at the first cut of several has
+        # answers in it from before the capacity went.
+        self._fits = math.floor((1 - share) * number) if self._falling else 0
+        self._refused_at, self._since_refused = number, 0
+        self._go_to(math.floor(number * (CUT if self._falling else FIRST_CUT)), now)
+        if not self._falling:
+            self._falling, self._fell_from = True, number
+        self._up, self._step, self._rests = True, SMALLEST_STEP, 0
+        self._tries_down = TRIES_DOWN
 
-    def _learn_background(self) -> None:
-        share = min(MOST_BACKGROUND, self._refusals / max(1.0, self._answers))
-        known = self._background > UNHEARD
-        self._background += (0.5 if share > self._background else 0.1) * (share - self._background)
-        if self._background > UNHEARD and not known:
-            self._refused_at = None  # that was no sign of a limit
+    def _is_enough(self, now: float, seconds: float) -> bool:
+        """Whether the round is to be judged."""
+        if self._is_closing_in():
+            # A server that has no room for one more says so within the time that its last refusal took.
+            return self._results >= max(LEAST_ANSWERS, self.limit) and now - self._changed_at > 2 * self._refusals.took
+        if self._results >= max(LEAST_RESULTS, ROUND * self.limit):
+            return True
+        return seconds > LONGEST_ROUND and self._results >= self.limit
 
-    def _grow(self, now: float, began: float, in_flight: int) -> None:
+    def _is_closing_in(self) -> bool:
+        """Whether the number lies between the one that has proved good and the one at which refusals came: so near to
+        each other, rounds differ by more than the number does, and refusals alone tell."""
+        return self._refused_at is not None and self._base < self.limit <= self._refused_at
+
+    def _learn_background(self, share: float, now: float) -> None:
+        """That share comes at a smaller number as well."""
+        if self._refusals.learn(share):
+            self._refused_at = None
+            self._begin_growing(now)
+
+    def _grow(self, now: float, began: float, in_flight: int, growth: Growth) -> None:
         """Another for each answer, until answers take longer and no more work is done."""
+        if in_flight >= 0.9 * self.limit and self.limit < self._ceiling:
+            self.limit += 1
+            growth.grew(now, self.limit)
         if began < self._changed_at:
             return
         if self._started is None:
             self._started = now
-            self._steps_up = [(began, self.limit)]
-            self._seen = []
         self._results += 1
         self._latency += now - began
-        if self._latency_at_base is not None and in_flight >= 0.9 * self.limit and self.limit < self._ceiling:
-            self.limit += 1
-            if self.limit >= 1.1 * self._steps_up[-1][1]:
-                self._steps_up.append((now, self.limit))
-        # The first answers to come are the quick ones; all that were sent first are needed to know how long they take.
-        if self._results < (self.limit if self._latency_at_base is None else max(16, self.limit // 4)):
-            return
-        seconds, latency = max(1e-6, now - self._started), self._latency / self._results
-        if seconds < (self._latency_at_base or 0.0):
+        seconds = max(1e-6, now - self._started)
+        if not growth.is_enough(self._results, self.limit) or seconds < (growth.latency or 0.0):
             return  # answers may come in bursts, since they were sent in bursts
-        rate = self._results / seconds
-        sent_at = now - seconds / 2 - latency  # in the mean
-        number = max((n for at, n in self._steps_up if at <= sent_at), default=self._base)
-        self._seen.append((number, rate))
+        results, latency = self._results, self._latency / self._results
         self._started, self._results, self._latency = now, 0, 0.0
-        if self._latency_at_base is None:
-            self._latency_at_base = latency
-            self._least_latency = min(self._least_latency, latency)
-        elif latency > SLOWER * self._latency_at_base:
-            half = max((r for n, r in self._seen if n <= number / 2), default=0.0)
-            most = max(r for _, r in self._seen)
-            if rate < half * (1 + ELASTICITY * math.log(2)) or rate < (1 - SHIFT) * most:
-                self._stop_growing(now)
-                return
-        if self.limit == self._ceiling and number == self._ceiling:
-            self._stop_growing(now)
+        if growth.latency is None:
+            self._latency_at_base = self._least_latency = latency
+        gain = ELASTICITY * math.log(2)
+        if growth.has_ended(now, seconds, results, latency, ceiling=self._ceiling, gain=gain):
+            self._growth = None
+            self._go_to(max(self._base, growth.enough(ELASTICITY / 2)), now)
 
-    def _stop_growing(self, now: float) -> None:
-        """Go on from the smallest number that did nearly as much as any."""
-        self._growing = False
-        most = max(rate for _, rate in self._seen)
-        fits = min(number for number, rate in self._seen if rate >= (1 - ELASTICITY / 2) * most)
-        self._go_to(max(self._base, fits), now)
+    def _begin_growing(self, now: float) -> None:
+        self._growth = Growth(now, self.limit, self._latency_at_base)
+        self._refusals.begin(now)
+        self._begin_round(now)
 
     def _measured_at_rest(self, now: float, work: float) -> None:
         before = self._work_at_base
         self._note_latency()
-        self._learn_background()
-        self._count_anew(now)
+        share = self._refusals.share
+        # Just after a cut some may be left of the ones before.
+        doubtful = self._refusals.are_doubtful and not self._falling
+        self._falling = False
+        self._refusals.fade()
+        self._refusals.begin(now)
         if before is None:
             self._work_at_base = work
         elif abs(math.log(work / before)) > SHIFT:
@@ -303,57 +283,91 @@ class AdaptiveLimit:
             self._up, self._step, self._rests = work > before, 1.5, 0
             self._until_down = self._until_leap = 0
             self._leaps = LEAPS // 2
+            self._tries_down = TRIES_DOWN
             self._begin_round(now)
             return
         else:
             self._work_at_base = math.sqrt(before * work)
-        if self._rests > 0 and not (self._refused_at == self._base + 1 and self._since_refused >= ANSWERS_A_REFUSAL):
+        if doubtful and self._base > 1:
+            self._doubted = share
+            self._up, self._step = False, SMALLEST_STEP
+            self._take_a_step(now)
+        elif self._rests > 0 and not (self._refused_at == self._base + 1 and self._since_refused >= ANSWERS_A_REFUSAL):
             self._rests -= 1
             self._begin_round(now)
         else:
             self._take_a_step(now)
 
     def _measured_a_step(self, now: float, work: float) -> None:
-        assert self._work_at_base is not None
         before = self._base
+        self._falling = False
+        if self._doubted:
+            self._measured_below(now)
+            return
+        if self._is_closing_in():
+            was_refused = self.limit == self._refused_at
+            self._note_latency()
+            self._go_to(self.limit, now)
+            if was_refused:
+                # It has room for it, so there is more capacity now; how much more is found out as at the start.
+                self._refused_at = None
+                self._begin_growing(now)
+            else:
+                self._take_a_step(now)
+            return
+        if self._work_at_base is None:
+            self._go_to(self._base, now)  # refusals that were still coming in have changed what is known
+            return
         gain = math.log(work / self._work_at_base) - ELASTICITY * math.log(self.limit / self._base)
-        # A whole round at a number that was refused before says that there is more capacity now; what one request more
-        # gains is less than what rounds differ by.
-        fits_again = self._refused_at is not None and self._refused_at <= self.limit == before + 1
-        if fits_again or gain > (0.0 if self.limit > before else -UNSEEN):
+        if gain > (0.0 if self.limit > before else -UNSEEN):
             self._leap = False
-            if self._refused_at is not None and self.limit >= self._refused_at:
-                self._refused_at = None  # it no longer refuses
-                self._cautious = True
-            paid = self.limit > self._base and gain > (PAID - ELASTICITY) * math.log(self.limit / self._base)
+            if self.limit < before:
+                self._tries_down = TRIES_DOWN
+            paid = self.limit > before and gain > (PAID - ELASTICITY) * math.log(self.limit / before)
             self._base, self._work_at_base = self.limit, work
             self._step = min(LARGEST_STEP, self._step * 1.25)
             self._note_latency()
-            self._count_anew(now)
-            if paid and self._refused_at is None and not self._cautious:
-                self._growing = True
-                self._begin_round(now)
-                return
-            if self._cautious:
-                self._step = SMALLEST_STEP
-                self._cautious = self.limit < 1.1 * before
-            self._take_a_step(now)
+            self._refusals.begin(now)
+            if self.limit < before and not self._is_queued():
+                # No request waits any longer, so a still smaller number would cost work, and a larger one may do more.
+                self._up, self._step = True, FIRST_STEP
+            if paid and self._refused_at is None:
+                self._begin_growing(now)
+            else:
+                self._take_a_step(now)
             return
         if self.limit < self._base and self._leap:
             self._until_leap = self._leaps = min(MOST_LEAPS, 2 * self._leaps)
-        self._go_to(self._base, now)
-        if self._leap:
+        cost = self.limit < before and math.log(work / self._work_at_base) < PAID * math.log(self.limit / before)
+        self._go_to(before, now)
+        if cost:
+            # So no request waits at the number that there was, and a larger one may do more.
+            self._leap = False
+            self._up, self._step = True, FIRST_STEP
+        elif self._leap:
             self._leap = False
         elif self._step > SMALLEST_STEP:
             self._step = max(SMALLEST_STEP, math.sqrt(self._step))  # what fits lies between
         else:
             self._turn()
 
+    def _measured_below(self, now: float) -> None:
+        """Refusals that a smaller number does not keep away are the server's way; others mean that it was too much."""
+        before, share, doubted = self._base, self._refusals.share, self._doubted
+        self._up, self._step, self._rests = True, SMALLEST_STEP, 0
+        if share > doubted / 4:
+            self._go_to(before, now)
+            self._learn_background((share + doubted) / 2, now)
+        else:
+            self._go_to(self.limit, now)
+            self._refused_at, self._since_refused = before, 0
+
     def _turn(self) -> None:
         """This direction is of no use: try the other, or rest."""
         self._step = SMALLEST_STEP
         if self._up and (self._is_queued() or self._until_down <= 0):
-            self._up, self._until_down = False, TRIES_DOWN
+            self._up, self._until_down = False, self._tries_down
+            self._tries_down = min(MOST_TRIES_DOWN, 2 * self._tries_down)
             return
         self._until_down -= 1
         self._up, self._rests = True, RESTS
@@ -403,13 +417,13 @@ class AdaptiveLimit:
         return (self._latency_at_base or 0.0) > QUEUED * self._least_latency
 
     def _go_to(self, limit: int, now: float) -> None:
-        self._base = self.limit = self._target = max(1, min(self._ceiling, limit))
-        self._count_anew(now)
+        limit = max(1, min(self._ceiling, limit))
+        if limit != self._base:
+            self._work_at_base = None
+        self._base = self.limit = self._target = limit
+        self._doubted = 0.0
+        self._refusals.begin(now)
         self._begin_round(now)
-
-    def _count_anew(self, now: float) -> None:
-        self._counted_from = now
-        self._answers = self._refusals = 0.0
 
     def _began_short(self, now: float) -> None:
         """There was too little to send: nothing is learned, and nothing above what was used is known to be good."""

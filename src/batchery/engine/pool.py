@@ -20,7 +20,8 @@ from math import inf
 import msgspec
 
 from batchery.engine.dispatcher import Dispatcher
-from batchery.engine.limiter import AdaptiveLimit, FixedLimit
+from batchery.engine.limit import FixedLimit
+from batchery.engine.limiter import AdaptiveLimit
 from batchery.engine.quota import Quota
 from batchery.engine.recorder import Recorder
 from batchery.engine.work import LeasedShard, Work

@@ -1,0 +1,75 @@
+"""The limiter's growth by one for each answer, and what is seen on the way.
+
+TCP's slow start: as answers come within one answer time for all in flight, the number doubles in each. It ends where
+answers take longer and no more work is done; where they are refused it is for the limiter to end it. Pure.
+"""
+
+from __future__ import annotations
+
+SLOWER = 1.5
+"""How much longer answers take when growth ends: some wait for others."""
+
+LESS = 0.3
+"""The loss of work, relative to the most that was seen, that ends it in any case."""
+
+FEWEST = 16
+
+
+class Growth:
+    """One growth, from a number on.
+
+    Args:
+        since: when there was that number; monotonic seconds.
+        number: in flight.
+        latency: how long answers take there, in seconds; None where that is to be found out first.
+
+    Attributes:
+        latency: that.
+    """
+
+    def __init__(self, since: float, number: int, latency: float | None) -> None:
+        self.latency = latency
+        self._first = number
+        self._steps = [(since, number)]  # since when there was which number
+        self._seen: list[tuple[int, float]] = []  # with how many in flight how many were answered a second
+
+    def grew(self, now: float, number: int) -> None:
+        """There is one more."""
+        if number >= 1.1 * self._steps[-1][1]:
+            self._steps.append((now, number))
+
+    def number_at(self, at: float) -> int:
+        """The number that there was at some time."""
+        return max((number for since, number in self._steps if since < at), default=self._first)
+
+    def is_enough(self, results: int, number: int) -> bool:
+        """Whether so many answers tell how long they take. The first answers to come are the quick ones, so at first
+        all that were sent are needed."""
+        return results >= (self._first if self.latency is None else max(FEWEST, number // 4))
+
+    def has_ended(self, now: float, seconds: float, results: int, latency: float, *, ceiling: int, gain: float) -> bool:
+        """Whether growth ends with what was seen last.
+
+        Args:
+            now: monotonic seconds.
+            seconds: in which so many results came.
+            results: answers.
+            latency: how long they took, in the mean.
+            ceiling: the highest number.
+            gain: the least gain of work for twice the number.
+        """
+        number, rate = self.number_at(now - seconds / 2 - latency), results / seconds
+        self._seen.append((number, rate))
+        if self.latency is None:
+            self.latency = latency
+        elif latency > SLOWER * self.latency:
+            half = max((r for n, r in self._seen if n <= number / 2), default=0.0)
+            most = max(r for _, r in self._seen)
+            if rate < half * (1 + gain) or rate < (1 - LESS) * most:
+                return True
+        return number == ceiling
+
+    def enough(self, tolerance: float) -> int:
+        """The smallest number that did as much as any, but for a small share."""
+        most = max(rate for _, rate in self._seen)
+        return min(number for number, rate in self._seen if rate >= (1 - tolerance) * most)
