@@ -17,6 +17,7 @@ from collections.abc import Callable
 from itertools import accumulate
 
 import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batchery.engine import lifecycle
 from batchery.engine.histogram import Histogram
@@ -179,10 +180,12 @@ class Recorder:
         for result in group:
             by_shard[result.work.shard].append(result)
         now = int(time.time())
+        held: dict[LeasedShard, list[Result]] = {}
         done = False
-        async with self._database.write() as connection:
+
+        async def record(connection: AsyncConnection) -> None:
+            nonlocal done
             rows_held = await shards.held(connection, self._worker, [shard.id for shard in by_shard])
-            held: dict[LeasedShard, list[Result]] = {}
             for shard, items in by_shard.items():
                 row_held = rows_held.get(shard.id)
                 if row_held is None or row_held.epoch != shard.epoch:
@@ -215,6 +218,8 @@ class Recorder:
                 [{"shard": shard.id, "bits": bytes(shard.bits)} for shard in held if not _is_done(shard)],
                 [shard.id for shard in held if _is_done(shard)],
             )
+
+        await self._database.write_at_once(record)
         self.count += sum(map(len, held.values()))
         if done:
             self._batch_done()

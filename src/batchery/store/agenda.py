@@ -29,20 +29,23 @@ class Running(msgspec.Struct, frozen=True):
     left: int
 
 
+# The statuses are in the query's text: only then is SQLite sure that the index of live batches will do.
+_live: sa.BindParameter[Any] = sa.bindparam("live", LIVE, expanding=True, literal_execute=True)
+_running = (
+    sa.select(
+        batches.c.id,
+        batches.c.owner,
+        sa.func.coalesce(api_keys.c.weight, 1),
+        batches.c.expires_at,
+        batches.c.total - batches.c.completed - batches.c.failed,
+    )
+    .select_from(batches.outerjoin(api_keys, batches.c.api_key == api_keys.c.id))
+    .where(batches.c.status.in_(_live), batches.c.status == "in_progress")
+    .order_by(batches.c.expires_at, batches.c.seq)
+)
+
+
 async def running(connection: AsyncConnection) -> list[Running]:
     """Every batch that runs, in order of deadline and creation."""
-    # The statuses are in the query's text: only then is SQLite sure that the index of live batches will do.
-    live: sa.BindParameter[Any] = sa.bindparam("live", LIVE, expanding=True, literal_execute=True)
-    found = await connection.execute(
-        sa.select(
-            batches.c.id,
-            batches.c.owner,
-            sa.func.coalesce(api_keys.c.weight, 1),
-            batches.c.expires_at,
-            batches.c.total - batches.c.completed - batches.c.failed,
-        )
-        .select_from(batches.outerjoin(api_keys, batches.c.api_key == api_keys.c.id))
-        .where(batches.c.status.in_(live), batches.c.status == "in_progress")
-        .order_by(batches.c.expires_at, batches.c.seq)
-    )
+    found = await connection.execute(_running)
     return [Running(id, owner, float(weight), deadline, left) for id, owner, weight, deadline, left in found]

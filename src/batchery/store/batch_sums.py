@@ -186,14 +186,17 @@ class Demand(msgspec.Struct, frozen=True):
     overdue: bool
 
 
+_is_free = batches.c.lease_until.is_(None) | (batches.c.lease_until < sa.bindparam("now"))
+_demand = (
+    sa.select(batches.c.status, sa.func.max(sa.case((_is_free, 1), else_=0)), sa.func.min(batches.c.expires_at))
+    .where(batches.c.status.in_(LIVE))
+    .group_by(batches.c.status)
+)
+
+
 async def demand(connection: AsyncConnection, now: float) -> Demand:
     """Look at all live batches, in one query."""
-    free = sa.case((batches.c.lease_until.is_(None) | (batches.c.lease_until < now), 1), else_=0)
-    found = await connection.execute(
-        sa.select(batches.c.status, sa.func.max(free), sa.func.min(batches.c.expires_at))
-        .where(batches.c.status.in_(LIVE))
-        .group_by(batches.c.status)
-    )
+    found = await connection.execute(_demand, {"now": now})
     rows = {status: (bool(is_free), expires_at) for status, is_free, expires_at in found}
     nothing = (False, float("inf"))
     return Demand(

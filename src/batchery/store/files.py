@@ -162,13 +162,14 @@ class Place(msgspec.Struct, frozen=True):
     index_key: str
 
 
+_places = sa.select(files.c.id, files.c.blob_key, files.c.index_key).where(
+    files.c.id.in_(sa.bindparam("ids", expanding=True)), files.c.blob_key.is_not(None), files.c.index_key.is_not(None)
+)
+
+
 async def places(connection: AsyncConnection, ids: Sequence[str]) -> dict[str, Place]:
     """Where these uploads are; those that are not there, or have no index, are not among the answers."""
-    found = await connection.execute(
-        sa.select(files.c.id, files.c.blob_key, files.c.index_key).where(
-            files.c.id.in_(ids), files.c.blob_key.is_not(None), files.c.index_key.is_not(None)
-        )
-    )
+    found = await connection.execute(_places, {"ids": ids})
     return {id: Place(blob_key, index_key) for id, blob_key, index_key in found}
 
 
@@ -242,6 +243,14 @@ async def finish(
     )
 
 
+_FINISHED = ("blob_key", "bytes", "lines", "sha256", "expires_at")
+_finish = (
+    sa.update(files)
+    .where(files.c.id == sa.bindparam("of_id"))
+    .values({name: sa.bindparam(f"new_{name}") for name in _FINISHED})
+)
+
+
 async def finish_many(connection: AsyncConnection, finished: Sequence[Mapping[str, Any]]) -> None:
     """The same for several.
 
@@ -250,12 +259,9 @@ async def finish_many(connection: AsyncConnection, finished: Sequence[Mapping[st
     """
     if not finished:
         return
-    names = ("blob_key", "bytes", "lines", "sha256", "expires_at")
     await connection.execute(
-        sa.update(files)
-        .where(files.c.id == sa.bindparam("of_id"))
-        .values({name: sa.bindparam(f"new_{name}") for name in names}),
-        [{"of_id": file["id"]} | {f"new_{name}": file[name] for name in names} for file in finished],
+        _finish,
+        [{"of_id": file["id"]} | {f"new_{name}": file[name] for name in _FINISHED} for file in finished],
     )
 
 
