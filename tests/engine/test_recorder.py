@@ -8,6 +8,7 @@ import random
 from array import array
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -34,12 +35,22 @@ class FlakyDatabase(Database):
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
+        async with self._trouble(), super().write() as connection:
+            yield connection
+
+    async def write_at_once(self, body: Any) -> Any:
+        if not self.is_sqlite:  # it is done by `write`
+            return await super().write_at_once(body)
+        async with self._trouble():
+            return await super().write_at_once(body)
+
+    @asynccontextmanager
+    async def _trouble(self) -> AsyncIterator[None]:
         self.writes += 1
         if self.refused:
             self.refused -= 1
             raise StoreFull("no space left on device")
-        async with super().write() as connection:
-            yield connection
+        yield
         if self.ambiguous:
             self.ambiguous -= 1
             raise StoreUnavailable("the connection was lost while it committed")
