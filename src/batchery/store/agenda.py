@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from batchery.store.schema import LIVE, api_keys, batches
+from batchery.store.schema import LIVE_SQL, api_keys, batches
 
 
 class Running(msgspec.Struct, frozen=True):
@@ -29,8 +27,6 @@ class Running(msgspec.Struct, frozen=True):
     left: int
 
 
-# The statuses are in the query's text: only then is SQLite sure that the index of live batches will do.
-_live: sa.BindParameter[Any] = sa.bindparam("live", LIVE, expanding=True, literal_execute=True)
 _running = (
     sa.select(
         batches.c.id,
@@ -40,7 +36,7 @@ _running = (
         batches.c.total - batches.c.completed - batches.c.failed,
     )
     .select_from(batches.outerjoin(api_keys, batches.c.api_key == api_keys.c.id))
-    .where(batches.c.status.in_(_live), batches.c.status == "in_progress")
+    .where(batches.c.status.in_(LIVE_SQL), batches.c.status == "in_progress")
     .order_by(batches.c.expires_at, batches.c.seq)
 )
 

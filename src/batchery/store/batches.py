@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batchery.store.rows import typed
-from batchery.store.schema import ENDED, LIVE, batches, results, shards
+from batchery.store.schema import ENDED, LIVE, LIVE_SQL, batches, results, shards
 from batchery.wire.objects import BatchError, BatchUsage, Deduplicated, InputTokensDetails, OutputTokensDetails
 
 
@@ -296,7 +296,7 @@ async def live_of_file(connection: AsyncConnection, file: str) -> bool:
     found = await connection.execute(
         sa.select(batches.c.id)
         .where(
-            batches.c.status.in_(LIVE),
+            batches.c.status.in_(LIVE_SQL),
             (batches.c.input_file == file) | (batches.c.output_file == file) | (batches.c.error_file == file),
         )
         .limit(1)
@@ -380,11 +380,9 @@ async def waiting(connection: AsyncConnection, now: float, limit: int) -> list[B
 
 
 def _free_of(status: str) -> sa.Select[Any]:
-    # The statuses are in the query's text: only then is SQLite sure that the index of live batches will do.
-    live: list[sa.ColumnElement[str]] = [sa.literal_column(f"'{name}'") for name in LIVE]
     return (
         _select.where(
-            batches.c.status.in_(live),
+            batches.c.status.in_(LIVE_SQL),
             batches.c.status == status,
             batches.c.lease_until.is_(None) | (batches.c.lease_until < sa.bindparam("now")),
         )

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batchery.store import dead_blobs
 from batchery.store.rows import typed
-from batchery.store.schema import LIVE, batches, files
+from batchery.store.schema import LIVE_SQL, batches, files
 from batchery.wire.file_index import Groups
 from batchery.wire.lines import Problem
 
@@ -72,7 +72,7 @@ decode_models = msgspec.msgpack.Decoder(tuple[str, ...]).decode
 encode_groups = msgspec.msgpack.Encoder().encode
 decode_groups = msgspec.msgpack.Decoder(Groups).decode
 
-_grows = batches.c.status.in_(LIVE) & ((files.c.id == batches.c.output_file) | (files.c.id == batches.c.error_file))
+_grows = batches.c.status.in_(LIVE_SQL) & ((files.c.id == batches.c.output_file) | (files.c.id == batches.c.error_file))
 _is_output = files.c.purpose == "batch_output"
 _length = (
     sa.case((_grows & _is_output, batches.c.output_bytes), (_grows, batches.c.error_bytes), else_=files.c.bytes).label(
@@ -99,9 +99,9 @@ _lock = sa.select(files.c.id).where(files.c.id == sa.bindparam("of_id")).with_fo
 _insert = sa.insert(files)
 
 _users = batches.alias("users")
-_in_use = sa.exists().where(_users.c.input_file == files.c.id, _users.c.status.in_(LIVE)) | sa.exists().where(
+_in_use = sa.exists().where(_users.c.input_file == files.c.id, _users.c.status.in_(LIVE_SQL)) | sa.exists().where(
     _users.c.id == files.c.batch_id,
-    _users.c.status.in_(LIVE),
+    _users.c.status.in_(LIVE_SQL),
     (_users.c.output_file == files.c.id) | (_users.c.error_file == files.c.id),
 )
 """Whether a live batch reads or writes the file; both halves are found by an index."""
