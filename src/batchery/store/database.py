@@ -2,8 +2,9 @@
 
 On SQLite there are two pools: one connection that writes, so that the writers of a process queue in Python instead of
 failing in SQLite, and a few that read. WAL lets both go on at once; `synchronous=FULL` makes a commit survive a power
-cut. On PostgreSQL both are the same pool, and what only reads is `REPEATABLE READ`, or each of its statements would see
-another moment.
+cut. Beside these pools there is a connection each for the two ways of doing something in one call
+(`sqlite_at_once`). On PostgreSQL both pools are the same, and what only reads is `REPEATABLE READ`, or each of its
+statements would see another moment.
 """
 
 from __future__ import annotations
