@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from batchery.store.database import async_url, sqlite_url
+from batchery.store.database import Database, async_url, sqlite_url
 
 
 @pytest.fixture(scope="session")
@@ -49,3 +51,26 @@ async def create_postgres(server: str) -> str:
         await connection.execute(sa.text(f"CREATE DATABASE {name} STRATEGY file_copy"))
     await engine.dispose()
     return sa.make_url(server).set(database=name).render_as_string(hide_password=False)
+
+
+def around_writes(monkeypatch: pytest.MonkeyPatch, around: Callable[[], AbstractAsyncContextManager[Any]]) -> None:
+    """Have something done around every transaction that writes, whichever way it is done.
+
+    Args:
+        around: entered before it begins and left once it is committed; what it raises, its caller gets.
+    """
+    write, write_at_once = Database.write, Database.write_at_once
+
+    @asynccontextmanager
+    async def in_steps(self: Database) -> AsyncIterator[Any]:
+        async with around(), write(self) as connection:
+            yield connection
+
+    async def at_once(self: Database, body: Any) -> Any:
+        if not self.is_sqlite:  # then it is done in steps
+            return await write_at_once(self, body)
+        async with around():
+            return await write_at_once(self, body)
+
+    monkeypatch.setattr(Database, "write", in_steps)
+    monkeypatch.setattr(Database, "write_at_once", at_once)

@@ -21,6 +21,7 @@ from batchery.store import batches, shards
 from batchery.store.blobs import Writer
 from batchery.store.errors import StoreFull, StoreUnavailable
 from batchery.wire.results import Failure, failure_line, success_line
+from tests.databases import around_writes
 from tests.engine.rig import Rig
 from tests.requests import chat_line
 from tests.store.examples import claim_any
@@ -232,18 +233,16 @@ async def test_a_batch_that_cannot_be_finished_lets_others_go_first(rig: Rig, mo
 
 async def test_a_commit_that_only_seemed_to_fail_keeps_its_files(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     id = await recorded(rig)
-    write = rig.database.write
 
     @asynccontextmanager
-    async def ambiguous() -> AsyncIterator[Any]:
-        async with write() as connection:
-            yield connection
+    async def ambiguous() -> AsyncIterator[None]:
+        yield
         row = await rig.batch(id)
         if row.status == "completed" and row.has_log:
             monkeypatch.undo()
             raise StoreUnavailable("the connection was lost while it committed")
 
-    monkeypatch.setattr(rig.database, "write", ambiguous)
+    around_writes(monkeypatch, ambiguous)
     with pytest.raises(StoreUnavailable):
         await finish_one(finaliser(rig))
     row = await rig.batch(id)

@@ -9,6 +9,7 @@ import time
 from array import array
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import msgspec
 import pytest
@@ -36,12 +37,22 @@ class FlakyDatabase(Database):
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
+        async with self._trouble(), super().write() as connection:
+            yield connection
+
+    async def write_at_once(self, body: Any) -> Any:
+        if not self.is_sqlite:  # it is done by `write`
+            return await super().write_at_once(body)
+        async with self._trouble():
+            return await super().write_at_once(body)
+
+    @asynccontextmanager
+    async def _trouble(self) -> AsyncIterator[None]:
         self.writes += 1
         if self.refused:
             self.refused -= 1
             raise StoreFull("no space left on device")
-        async with super().write() as connection:
-            yield connection
+        yield
         if self.ambiguous:
             self.ambiguous -= 1
             raise StoreUnavailable("the connection was lost while it committed")
@@ -65,7 +76,7 @@ class Desk:
         self.batches_done = 0
         self.taken: list[BatchRow] = []
         self.recorder = Recorder(
-            database, worker, 10.0, self.settled.extend, self._done, may_take=(lambda _: True) if takes else None
+            database, worker, 10.0, self.settled.extend, self._done, places=(lambda: 1) if takes else None
         )
         self.running = asyncio.create_task(self.recorder.run())
 
@@ -90,7 +101,7 @@ async def lease(
     """A running batch with shards of these sizes, leased; or the shards of one that is there, leased anew."""
     async with database.write() as connection:
         if batch is None:
-            batch = await add_batch(connection, total=sum(sizes), expires_at=NOW + 1000)
+            batch = await add_batch(connection, total=sum(sizes), expires_at=NOW + 1000, in_progress_at=NOW)
             first = 0
             pieces = []
             for size in sizes:
@@ -166,15 +177,17 @@ async def test_results_are_recorded_together_and_the_last_ends_the_run(database:
     await desk.close()
 
 
-async def test_a_batch_that_ends_its_run_is_taken_along(database: FlakyDatabase) -> None:
+async def test_a_large_batch_that_ends_its_run_is_taken_along(database: FlakyDatabase) -> None:
     batch, (shard,) = await lease(database, [3])
     other, (of_other,) = await lease(database, [2])
+    small, (of_small,) = await lease(database, [1])
     desk = Desk(database, takes=True)
     before = time.time()
     for place in range(3):
-        desk.recorder.add(result(shard, place))
+        desk.recorder.add(result(shard, place, padding=500_000))
     desk.recorder.add(result(of_other, 0))
-    await desk.until(lambda: len(desk.settled) == 4)
+    desk.recorder.add(result(of_small, 0))
+    await desk.until(lambda: len(desk.settled) == 5)
     row, _ = await log_of(database, batch)
     assert row.lease_owner == "w"
     assert before + 9 <= (row.lease_until or 0) <= time.time() + 10
@@ -182,9 +195,13 @@ async def test_a_batch_that_ends_its_run_is_taken_along(database: FlakyDatabase)
         row
     ]
     async with database.write() as connection:
-        assert await batches.claim(connection, "v", ["finalizing"], time.time(), FAR) is None, "another took it too"
+        free = await batches.claim(connection, "v", ["finalizing"], time.time(), time.time() - 1)
+    assert free is not None
+    assert free.id == small, "another took it too"
     row, _ = await log_of(database, other)
     assert (row.status, row.lease_owner) == ("in_progress", None)
+    row, _ = await log_of(database, small)  # it waits for others, to be finished with them
+    assert row.status == "finalizing"
     await desk.close()
 
 

@@ -17,8 +17,8 @@ from batchery.engine.reader import Reader, read_results
 from batchery.engine.small_batches import SmallBatches
 from batchery.store import batches, results
 from batchery.store.blobs import BlobStore
-from batchery.store.database import Database
 from batchery.store.errors import StoreFull, StoreUnavailable
+from tests.databases import around_writes
 from tests.engine.rig import Rig
 from tests.engine.test_finaliser import blobs_in, blobs_of, cancel, finaliser, finish_one, names, recorded
 
@@ -57,16 +57,14 @@ async def is_done(rig: Rig, id: str) -> None:
 
 async def test_several_are_finished_in_two_transactions(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = [await recorded(rig) for _ in range(5)]
-    write = Database.write
     written = []
 
     @asynccontextmanager
-    async def counted(self: Database) -> AsyncIterator[Any]:
+    async def counted() -> AsyncIterator[None]:
         written.append(1)
-        async with write(self) as connection:
-            yield connection
+        yield
 
-    monkeypatch.setattr(Database, "write", counted)
+    around_writes(monkeypatch, counted)
     one = small(rig)
     rows = await one.claim()
     assert {row.id for row in rows} == set(ids)
@@ -159,17 +157,15 @@ def _full() -> None:
 
 async def test_a_commit_that_only_seemed_to_fail_keeps_its_files(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     id = await recorded(rig)
-    write = rig.database.write
 
     @asynccontextmanager
-    async def ambiguous() -> AsyncIterator[Any]:
-        async with write() as connection:
-            yield connection
+    async def ambiguous() -> AsyncIterator[None]:
+        yield
         if (await rig.batch(id)).status == "completed":
             monkeypatch.undo()
             raise StoreUnavailable("the connection was lost while it committed")
 
-    monkeypatch.setattr(rig.database, "write", ambiguous)
+    around_writes(monkeypatch, ambiguous)
     one = small(rig)
     rows = await one.claim()
     with pytest.raises(StoreUnavailable):

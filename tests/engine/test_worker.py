@@ -29,6 +29,7 @@ from batchery.upstreams.base import Answer, Fault
 from batchery.upstreams.http import HttpUpstream
 from batchery.upstreams.simulator import Behaviour, RunningSimulator, Uniform, expected_text, running_simulator
 from batchery.wire.objects import Model
+from tests.databases import around_writes
 from tests.engine.rig import Rig, make_worker
 from tests.requests import chat_line
 from tests.store.examples import claim_any
@@ -809,27 +810,18 @@ async def test_a_batch_due_sooner_is_leased_and_read_before_what_is_held(rig: Ri
 async def test_a_lease_that_could_not_be_committed_is_none(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a full disk: what is sent without one would be sent again by whoever gets it."""
     await rig.database.migrate()
-    claim, write = shards.claim, rig.database.write
-    claimed = failed = 0
+    claim = shards.claim
+    failed = 0
 
-    async def count(*arguments: Any, **options: Any) -> Any:
-        nonlocal claimed
+    async def fails_at_first(*arguments: Any, **options: Any) -> Any:
+        nonlocal failed
         rows = await claim(*arguments, **options)
-        claimed += bool(rows)
+        if rows and failed < 3:
+            failed += 1
+            raise StoreUnavailable("the disk is full")
         return rows
 
-    @asynccontextmanager
-    async def fails_at_first() -> AsyncIterator[Any]:
-        nonlocal failed
-        async with write() as connection:
-            before = claimed
-            yield connection
-            if claimed > before and failed < 3:
-                failed += 1
-                raise StoreUnavailable("the disk is full")
-
-    monkeypatch.setattr(shards, "claim", count)
-    monkeypatch.setattr(rig.database, "write", fails_at_first)
+    monkeypatch.setattr(shards, "claim", fails_at_first)
     monkeypatch.setattr(worker_module, "PAUSE", 0.01)
     async with running_simulator(Behaviour(latency=0.01)) as simulator, upstream_of(simulator) as upstream:
         id = await rig.create(await rig.upload(prompts(600)))
@@ -844,21 +836,27 @@ async def test_a_lease_that_was_given_unknowingly_lapses(rig: Rig, monkeypatch: 
     monkeypatch.setattr(worker_module, "LEASE", 0.4)
     monkeypatch.setattr(worker_module, "BEAT", 0.1)
     claim = shards.claim
-    lost = 0
+    claimed = lost = 0
+
+    async def count(*arguments: Any, **options: Any) -> Any:
+        nonlocal claimed
+        rows = await claim(*arguments, **options)
+        claimed += bool(rows)
+        return rows
+
+    @asynccontextmanager
+    async def loses_the_first() -> AsyncIterator[None]:
+        nonlocal lost
+        before = claimed
+        yield
+        if claimed > before and not lost:
+            lost += 1
+            raise StoreUnavailable("the connection was lost")
 
     async with running_simulator() as simulator, upstream_of(simulator) as upstream:
         worker = make_worker(rig, upstream)
-
-        async def claim_and_lose(connection: Any, *arguments: Any, **options: Any) -> Any:
-            nonlocal lost
-            rows = await claim(connection, *arguments, **options)
-            if rows and not lost:
-                lost += 1
-                await connection.commit()
-                raise StoreUnavailable("the connection was lost")
-            return rows
-
-        monkeypatch.setattr(shards, "claim", claim_and_lose)
+        monkeypatch.setattr(shards, "claim", count)
+        around_writes(monkeypatch, loses_the_first)
         running = asyncio.create_task(worker.run())
         id = await rig.create(await rig.upload(prompts(10)))
         row = await rig.ended(id, timeout=5)
@@ -897,17 +895,15 @@ async def test_planning_that_fails_is_tried_again_and_others_go_first(
 
 async def test_a_database_that_is_away_for_a_while(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every role meets it; nothing is lost, and no good answer is asked for again."""
-    write = rig.database.write
     away = False
 
     @asynccontextmanager
-    async def flaky() -> AsyncIterator[Any]:
+    async def flaky() -> AsyncIterator[None]:
         if away:
             raise StoreUnavailable("the database is away")
-        async with write() as connection:
-            yield connection
+        yield
 
-    monkeypatch.setattr(rig.database, "write", flaky)
+    around_writes(monkeypatch, flaky)
     async with (
         running_simulator(Behaviour(latency=0.01)) as simulator,
         upstream_of(simulator) as upstream,

@@ -120,7 +120,7 @@ async def test_what_the_table_says(rig: Rig) -> None:
     ended = await add(rig, status="completed", total=9, completed=9, run_started_at=start + 1)
     await add(rig, status="completed", total=9, completed=9, run_started_at=start - 1)
     async with rig.context.database.read() as connection:
-        running = [Progress(**columns) for columns in await estimates.running(connection)]
+        running = [Progress(*fields) for fields in await estimates.running(connection)]
         assert await estimates.done_since(connection, start) == 9
         assert await estimates.done_of(connection, [ended]) == {ended: 9}
     deadline = now + 86_400

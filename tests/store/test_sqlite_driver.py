@@ -33,13 +33,13 @@ async def database(tmp_path: Path) -> AsyncIterator[Database]:
 def calls(database: Database, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What has been called in the thread of any connection."""
     found: list[str] = []
-    execute: Any = sqlite_driver._Thread._execute
+    execute: Any = sqlite_driver.Thread._execute
 
-    async def note(self: sqlite_driver._Thread, function: Any, *arguments: Any, **options: Any) -> Any:
+    async def note(self: sqlite_driver.Thread, function: Any, *arguments: Any, **options: Any) -> Any:
         found.append(function.__name__)
         return await execute(self, function, *arguments, **options)
 
-    monkeypatch.setattr(sqlite_driver._Thread, "_execute", note)
+    monkeypatch.setattr(sqlite_driver.Thread, "_execute", note)
     return found
 
 

@@ -133,16 +133,14 @@ class Feeder:
             self._ahead = max(1, self._ahead // 2)
         leased: list[LeasedShard] = []
         try:
-            async with self._database.write() as connection:
-                rows = await shards.claim(
-                    connection,
-                    self._worker,
-                    {batch: item.shards for batch, item in wanted.items()},
-                    now,
-                    now + self._lease_seconds,
-                    holding=[shard.id for shard in self.scheduler],
-                    without=full,
+            counts = {batch: item.shards for batch, item in wanted.items()}
+            holding = [shard.id for shard in self.scheduler]
+            until = now + self._lease_seconds
+            rows = await self._database.write_at_once(
+                lambda connection: shards.claim(
+                    connection, self._worker, counts, now, until, holding=holding, without=full
                 )
+            )
             leased = [LeasedShard(row) for row in rows]  # only now: what cannot be committed is not leased
         finally:
             self.scheduler.leased(wanted, leased, full)

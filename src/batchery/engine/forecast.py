@@ -23,7 +23,7 @@ MAX_STEPS = 100_000
 """Batches times owners up to which turns are followed exactly; beyond, all are taken in order of deadline."""
 
 
-class Progress(msgspec.Struct, frozen=True, kw_only=True):
+class Progress(msgspec.Struct, frozen=True):
     """A batch that runs, or waits for its plan.
 
     Attributes:

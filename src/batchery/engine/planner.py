@@ -17,6 +17,7 @@ from itertools import accumulate
 from typing import Any
 
 import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batchery.engine import lifecycle
 from batchery.engine.duplicates import Finder, regroup
@@ -126,11 +127,15 @@ class Planner:
         if not plans:
             return []
         now = time.time()
-        async with self._database.write() as connection:
+
+        async def record(connection: AsyncConnection) -> list[BatchRow]:
             current = await batches.get_many(connection, list(plans), lock=True)
             planned = [row for row in rows if row.id in plans and _waits(current.get(row.id), now)]
             await batches.change_many(connection, [{"id": row.id} | _begun(row, now) for row in planned])
             await shards.insert(connection, [plans[row.id] for row in planned])
+            return planned
+
+        planned = await self._database.write_at_once(record)
         for row in planned:
             _say(row, plans[row.id])
         return planned

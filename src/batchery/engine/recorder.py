@@ -18,9 +18,11 @@ from itertools import accumulate
 
 import msgspec
 import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batchery.engine import lifecycle
 from batchery.engine.histogram import Histogram
+from batchery.engine.small_batches import is_small
 from batchery.engine.work import LeasedShard, Result, Work
 from batchery.store import batches, files, results, shards
 from batchery.store.batches import BatchRow
@@ -63,8 +65,7 @@ class Recorder:
             was lost.
         batch_done: called when a commit has completed batches, with those that were taken to be finalised at once;
             the others are anybody's to take.
-        may_take: says whether a batch that is being completed is to be taken: that saves whoever finalises it a
-            transaction.
+        places: says how many batches that are completed may be taken to be finalised: that saves a transaction each.
         copied: called with each result that is also that of other requests.
 
     Attributes:
@@ -82,7 +83,7 @@ class Recorder:
         recorded: Callable[[list[Work]], None],
         batch_done: Callable[[list[BatchRow]], None],
         copied: Callable[[Result], None] | None = None,
-        may_take: Callable[[BatchRow], bool] | None = None,
+        places: Callable[[], int] | None = None,
     ) -> None:
         self._database = database
         self._worker = worker
@@ -90,7 +91,7 @@ class Recorder:
         self._recorded = recorded
         self._batch_done = batch_done
         self._copied = copied
-        self._may_take = may_take
+        self._places = places
         self._pending: list[Result] = []
         self._pending_bytes = 0
         self._committing_bytes = 0
@@ -188,11 +189,14 @@ class Recorder:
         for result in group:
             by_shard[result.work.shard].append(result)
         now = int(time.time())
+        held: dict[LeasedShard, list[Result]] = {}
         done = False
         taken: list[BatchRow] = []
-        async with self._database.write() as connection:
+        places = 0 if self._places is None else self._places()
+
+        async def record(connection: AsyncConnection) -> None:
+            nonlocal done
             rows_held = await shards.held(connection, self._worker, [shard.id for shard in by_shard])
-            held: dict[LeasedShard, list[Result]] = {}
             for shard, items in by_shard.items():
                 row_held = rows_held.get(shard.id)
                 if row_held is None or row_held.epoch != shard.epoch:
@@ -216,7 +220,7 @@ class Recorder:
                 if change["status"] != row.status:
                     done = True
                     ended = msgspec.structs.replace(row, **change)
-                    if self._may_take is not None and self._may_take(ended):
+                    if len(taken) < places and not is_small(ended):  # small ones wait for one another
                         change["lease_owner"], change["lease_until"] = self._worker, now + self._lease
                         taken.append(ended)
                 if error_file is not None:
@@ -230,6 +234,8 @@ class Recorder:
                 [{"shard": shard.id, "bits": bytes(shard.bits)} for shard in held if not _is_done(shard)],
                 [shard.id for shard in held if _is_done(shard)],
             )
+
+        await self._database.write_at_once(record)
         self.count += sum(map(len, held.values()))
         if done:
             self._batch_done(taken)

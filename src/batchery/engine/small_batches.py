@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batchery.engine import lifecycle
 from batchery.engine.lease import BatchLeases
@@ -122,14 +123,17 @@ class SmallBatches:
             wanted.append(row.id)
         if not wanted:
             return []
-        async with self._database.write() as connection:
+
+        async def take(connection: AsyncConnection) -> list[BatchRow]:
             current = await batches.get_many(connection, wanted, lock=True)
             taken = [row for row in current.values() if is_small(row) and (row.lease_until or 0.0) < now]
             until = now + self._seconds
             await batches.change_many(
                 connection, [{"id": row.id, "lease_owner": self._worker, "lease_until": until} for row in taken]
             )
-        return taken
+            return taken
+
+        return await self._database.write_at_once(take)
 
     async def finish(self, rows: Sequence[BatchRow]) -> None:
         """Finish batches that were claimed.
@@ -174,7 +178,8 @@ class SmallBatches:
             Those batches that were still as they were when their files were written.
         """
         now = int(time.time())
-        async with self._database.write() as connection:
+
+        async def show(connection: AsyncConnection) -> list[_Files]:
             current = await batches.get_many(connection, [one.row.id for one in made], lock=True)
             mine = [id for id, row in current.items() if row.lease_owner == self._worker]
             ended = [one for one in made if one.row.id in mine and current[one.row.id].status == one.row.status]
@@ -193,6 +198,9 @@ class SmallBatches:
                     await webhooks.tell(connection, one.row.id, now)
             await shards.drop_of(connection, sorted(shown))
             await results.drop_of(connection, sorted(shown))
+            return ended
+
+        ended = await self._database.write_at_once(show)
         for one in ended:
             row = one.row
             log.info(
@@ -204,7 +212,7 @@ class SmallBatches:
                 failed=row.failed,
                 never_ran=0,
             )
-        return shown
+        return {one.row.id for one in ended}
 
 
 def _files(row: BatchRow, segments: Sequence[Segment], numbers: array[int]) -> _Files:

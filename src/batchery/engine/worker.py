@@ -28,7 +28,7 @@ from batchery.engine.reader import Reader
 from batchery.engine.reaper import Reaper
 from batchery.engine.recorder import Recorder
 from batchery.engine.retention import Retention
-from batchery.engine.small_batches import SmallBatches, is_small
+from batchery.engine.small_batches import SmallBatches
 from batchery.engine.throughput import Throughput
 from batchery.engine.webhooks import Deliverer
 from batchery.engine.work import LeasedShard, Result
@@ -128,7 +128,7 @@ class Worker:
         self._reader = Reader(database, blobs)
         self._feeder = Feeder(database, self._reader, self.id, LEASE, self._to_feed, self._to_watch, self._to_finish)
         self._recorder = Recorder(
-            database, self.id, LEASE, self._feeder.recorded, self._batch_done, self._copied, self._may_finish
+            database, self.id, LEASE, self._feeder.recorded, self._batch_done, self._copied, self._places
         )
         self._copies = Copies(self._reader, self._recorder, self._feeder.settle)
         self._pool = Pool(destinations, self._recorder, self._to_feed.set, self._feeder.settle)
@@ -359,10 +359,9 @@ class Worker:
             self._begin(self._finaliser.finish(row))
         return bool(small) or row is not None
 
-    def _may_finish(self, row: BatchRow) -> bool:
-        """Whether a batch that the recorder completes is taken along, to be finished at once; small ones wait for one
-        another."""
-        return len(self._finishing) < FINISHING and not self._winding_down and not is_small(row)
+    def _places(self) -> int:
+        """Batches that may be begun to be finished."""
+        return 0 if self._winding_down else max(0, FINISHING - len(self._finishing))
 
     def _batch_done(self, taken: list[BatchRow]) -> None:
         for row in taken:

@@ -103,9 +103,8 @@ async def _cursor(connection: AsyncConnection, after: str, owner: str) -> BatchR
 @get("/batches/{id:str}")
 async def get_batch(request: AnyRequest, id: FromPath[str]) -> Response[BatchObject]:
     """Get a batch, now or, with `Prefer: wait=N`, once it has changed or N seconds have passed."""
-    context = context_of(request)
-    async with context.database.read() as connection:
-        row = await owned_batch(connection, id, owner_of(request))
+    context, owner = context_of(request), owner_of(request)
+    row = await context.database.look(lambda connection: owned_batch(connection, id, owner))
     headers = {"Vary": "Prefer"}
     seconds = wait_of(request.headers.getall("prefer", []))
     if seconds is not None and not hub_of(request).is_full:

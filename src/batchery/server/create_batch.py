@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from litestar import post
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batchery.engine import egress, lifecycle
 from batchery.server import body, idempotency, limits
@@ -38,13 +39,13 @@ async def create_batch(request: AnyRequest) -> BatchObject:
     wanted = parse_create_batch(await body.read_whole(request, MAX_BODY))
     window = require_window(wanted.completion_window, context.windows)
     use = None if key is None else Use(caller.owner, "batch", key, idempotency.fingerprint(wanted))
-    async with context.database.read() as connection:
-        if use is not None:
-            made = await idempotency_keys.find(connection, use.owner, use.kind, use.key, context.now())
-            if made is not None:
-                row = await owned_batch(connection, idempotency.same(made, use), caller.owner)
-                return batch_object(row, await context.forecast.of(row))
-        file = await input_file(connection, wanted.input_file_id, caller.owner, context.now())
+    if use is not None:
+        row = await _made_before(context, use)
+        if row is not None:
+            return batch_object(row, await context.forecast.of(row))
+    file = await context.database.look(
+        lambda connection: input_file(connection, wanted.input_file_id, caller.owner, context.now())
+    )
     new = _New(context, caller, file, wanted, window, use)
     row = await (new.failed() if file.status == "error" and wanted.on_invalid_line == "fail" else new.good())
     if row.status == "validating" or row.webhook_url is not None:
@@ -52,7 +53,14 @@ async def create_batch(request: AnyRequest) -> BatchObject:
     return batch_object(row, await context.forecast.of(row))
 
 
-async def input_file(connection: Any, id: str, owner: str, now: int) -> FileRow:
+async def _made_before(context: Context, use: Use) -> BatchRow | None:
+    """What an idempotency key has made before."""
+    async with context.database.read() as connection:
+        made = await idempotency_keys.find(connection, use.owner, use.kind, use.key, context.now())
+        return None if made is None else await owned_batch(connection, idempotency.same(made, use), use.owner)
+
+
+async def input_file(connection: AsyncConnection, id: str, owner: str, now: int) -> FileRow:
     """The file that a batch is to be made over.
 
     Raises:
@@ -173,21 +181,23 @@ class _New:
             NotFound: the input file was deleted meanwhile.
             TooManyRequests: the caller's key may not have one more.
         """
+        return await self._context.database.write_at_once(lambda connection: self._add(connection, produced))
+
+    async def _add(self, connection: AsyncConnection, produced: list[dict[str, Any]]) -> BatchRow:
         columns = self._columns
-        async with self._context.database.write() as connection:
-            if not await files.lock(connection, self._file.id):
-                raise no_such_file(ids.show("file", self._file.id), "input_file_id")
-            if self._use is not None:
-                made = await idempotency_keys.claim(connection, self._use, columns["id"], columns["created_at"])
-                if made is not None:
-                    return await owned_batch(connection, idempotency.same(made, self._use), self._caller.owner)
-            if columns["status"] == "validating":
-                await limits.check_new_batch(connection, self._caller, columns["total"])
-            row = await batches.insert(connection, **columns)
-            for values in produced:
-                await files.insert(connection, **values)
-            if lifecycle.is_terminal(columns["status"]):
-                await webhooks.tell(connection, columns["id"], columns["created_at"])
+        if not await files.lock(connection, self._file.id):
+            raise no_such_file(ids.show("file", self._file.id), "input_file_id")
+        if self._use is not None:
+            made = await idempotency_keys.claim(connection, self._use, columns["id"], columns["created_at"])
+            if made is not None:
+                return await owned_batch(connection, idempotency.same(made, self._use), self._caller.owner)
+        if columns["status"] == "validating":
+            await limits.check_new_batch(connection, self._caller, columns["total"])
+        row = await batches.insert(connection, **columns)
+        for values in produced:
+            await files.insert(connection, **values)
+        if lifecycle.is_terminal(columns["status"]):
+            await webhooks.tell(connection, columns["id"], columns["created_at"])
         return row
 
 

@@ -82,8 +82,7 @@ class Forecast:
     async def _look(self) -> None:
         now, pace = self._clock(), self._pace
         async with self._database.read() as connection:
-            running = await estimates.running(connection)
-            batches = [Progress(**columns) for columns in running]
+            batches = [Progress(*fields) for fields in await estimates.running(connection)]
             start = pace.begins(batches)
             if start is not None:
                 pace.observe(now, batches, await estimates.done_since(connection, start))

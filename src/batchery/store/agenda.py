@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from batchery.store.schema import LIVE, api_keys, batches
+from batchery.store.schema import LIVE_SQL, api_keys, batches
 
 
 class Running(msgspec.Struct, frozen=True):
@@ -29,20 +27,21 @@ class Running(msgspec.Struct, frozen=True):
     left: int
 
 
+_running = (
+    sa.select(
+        batches.c.id,
+        batches.c.owner,
+        sa.func.coalesce(api_keys.c.weight, 1),
+        batches.c.expires_at,
+        batches.c.total - batches.c.completed - batches.c.failed,
+    )
+    .select_from(batches.outerjoin(api_keys, batches.c.api_key == api_keys.c.id))
+    .where(batches.c.status.in_(LIVE_SQL), batches.c.status == "in_progress")
+    .order_by(batches.c.expires_at, batches.c.seq)
+)
+
+
 async def running(connection: AsyncConnection) -> list[Running]:
     """Every batch that runs, in order of deadline and creation."""
-    # The statuses are in the query's text: only then is SQLite sure that the index of live batches will do.
-    live: sa.BindParameter[Any] = sa.bindparam("live", LIVE, expanding=True, literal_execute=True)
-    found = await connection.execute(
-        sa.select(
-            batches.c.id,
-            batches.c.owner,
-            sa.func.coalesce(api_keys.c.weight, 1),
-            batches.c.expires_at,
-            batches.c.total - batches.c.completed - batches.c.failed,
-        )
-        .select_from(batches.outerjoin(api_keys, batches.c.api_key == api_keys.c.id))
-        .where(batches.c.status.in_(live), batches.c.status == "in_progress")
-        .order_by(batches.c.expires_at, batches.c.seq)
-    )
+    found = await connection.execute(_running)
     return [Running(id, owner, float(weight), deadline, left) for id, owner, weight, deadline, left in found]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from batchery.store.schema import LIVE, batches, shards
+from batchery.store.schema import LIVE_SQL, batches, shards
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -32,7 +30,7 @@ async def held_by_key(connection: AsyncConnection, key: str) -> Held:
             sa.func.count(),
             sa.func.coalesce(sa.func.sum(batches.c.total - batches.c.completed - batches.c.failed), 0),
             sa.func.min(batches.c.expires_at),
-        ).where(batches.c.status.in_(LIVE), batches.c.api_key == key)
+        ).where(batches.c.status.in_(LIVE_SQL), batches.c.api_key == key)
     )
     live, queued, first_due = found.one()
     return Held(live, int(queued), first_due)
@@ -84,8 +82,7 @@ async def live_requests(connection: AsyncConnection) -> dict[str, LiveRequests]:
     completed, failed = sa.func.sum(batches.c.completed), sa.func.sum(batches.c.failed)
     found = await connection.execute(
         sa.select(batches.c.window, sa.func.sum(batches.c.total) - completed - failed, completed, failed)
-        # Written out, since SQLite takes a partial index only where it sees that the condition is the index's own.
-        .where(batches.c.status.in_(sa.bindparam("live", LIVE, expanding=True, literal_execute=True)))
+        .where(batches.c.status.in_(LIVE_SQL))
         .group_by(batches.c.window)
     )
     return {window: LiveRequests(int(queued), int(done), int(lost)) for window, queued, done, lost in found}
@@ -102,7 +99,7 @@ async def queue(connection: AsyncConnection) -> dict[tuple[str, str], int]:
     """
     columns = batches.c
     left = columns.total - columns.completed - columns.failed
-    live = columns.status.in_(sa.bindparam("live", LIVE, expanding=True, literal_execute=True))
+    live = columns.status.in_(LIVE_SQL)
     found = await connection.execute(
         sa.select(columns.model, columns.window, sa.func.sum(left))
         .where(live, columns.model.is_not(None))
@@ -150,12 +147,11 @@ async def due(connection: AsyncConnection, now: float, rate: float) -> dict[str,
         rate: results that the workers record a second, all together; 0 where that is not known.
     """
     columns = batches.c
-    live: sa.BindParameter[Any] = sa.bindparam("live", LIVE, expanding=True, literal_execute=True)
     left = columns.total - columns.completed - columns.failed
     ahead = sa.func.sum(left).over(order_by=columns.expires_at)  # with all that is due at the same second
     each = (
         sa.select(columns.window, columns.expires_at, ahead.label("ahead"))
-        .where(columns.status.in_(live), columns.status.in_(("validating", "in_progress")))
+        .where(columns.status.in_(LIVE_SQL), columns.status.in_(("validating", "in_progress")))
         .subquery()
     )
     seconds = sa.cast(each.c.ahead, sa.Float) / (rate or 1.0)
@@ -186,14 +182,17 @@ class Demand(msgspec.Struct, frozen=True):
     overdue: bool
 
 
+_is_free = batches.c.lease_until.is_(None) | (batches.c.lease_until < sa.bindparam("now"))
+_demand = (
+    sa.select(batches.c.status, sa.func.max(sa.case((_is_free, 1), else_=0)), sa.func.min(batches.c.expires_at))
+    .where(batches.c.status.in_(LIVE_SQL))
+    .group_by(batches.c.status)
+)
+
+
 async def demand(connection: AsyncConnection, now: float) -> Demand:
     """Look at all live batches, in one query."""
-    free = sa.case((batches.c.lease_until.is_(None) | (batches.c.lease_until < now), 1), else_=0)
-    found = await connection.execute(
-        sa.select(batches.c.status, sa.func.max(free), sa.func.min(batches.c.expires_at))
-        .where(batches.c.status.in_(LIVE))
-        .group_by(batches.c.status)
-    )
+    found = await connection.execute(_demand, {"now": now})
     rows = {status: (bool(is_free), expires_at) for status, is_free, expires_at in found}
     nothing = (False, float("inf"))
     return Demand(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -10,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batchery.store.rows import typed
-from batchery.store.schema import ENDED, LIVE, batches, results, shards
+from batchery.store.schema import ENDED, LIVE, LIVE_SQL, batches, results, shards
 from batchery.wire.objects import BatchError, BatchUsage, Deduplicated, InputTokensDetails, OutputTokensDetails
 
 
@@ -119,6 +120,8 @@ _COUNTERS = (
 _insert = sa.insert(batches).returning(batches)
 _get = _select.where(batches.c.id == sa.bindparam("of_id"))
 _get_locked = _get.with_for_update()
+_get_many = _select.where(batches.c.id.in_(sa.bindparam("ids", expanding=True))).order_by(batches.c.id)
+_get_many_locked = _get_many.with_for_update()
 
 
 async def insert(connection: AsyncConnection, **values: Any) -> BatchRow:
@@ -139,10 +142,8 @@ async def get(connection: AsyncConnection, id: str, *, lock: bool = False) -> Ba
 
 async def get_many(connection: AsyncConnection, ids: Sequence[str], *, lock: bool = False) -> dict[str, BatchRow]:
     """Several batches by id; locked in the order of their ids, so that two callers cannot wait for each other."""
-    query = _select.where(batches.c.id.in_(ids)).order_by(batches.c.id)
-    if lock:
-        query = query.with_for_update()
-    return {row.id: BatchRow(**row._mapping) for row in await connection.execute(query)}
+    found = await connection.execute(_get_many_locked if lock else _get_many, {"ids": ids})
+    return {row.id: BatchRow(**row._mapping) for row in found}
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
@@ -278,11 +279,16 @@ async def change_many(connection: AsyncConnection, changes: Sequence[Mapping[str
     """
     if not changes:
         return
-    columns: dict[str, Any] = {name: sa.bindparam(f"new_{name}") for name in changes[0] if name != "id"}
     await connection.execute(
-        sa.update(batches).where(batches.c.id == sa.bindparam("of_id")).values(**columns),
+        _change(frozenset(changes[0])),
         [{"of_id" if name == "id" else f"new_{name}": value for name, value in change.items()} for change in changes],
     )
+
+
+@cache  # of the few sets of columns that are changed together
+def _change(names: frozenset[str]) -> sa.Update:
+    columns: dict[str, Any] = {name: sa.bindparam(f"new_{name}") for name in sorted(names) if name != "id"}
+    return sa.update(batches).where(batches.c.id == sa.bindparam("of_id")).values(**columns)
 
 
 async def live_of_file(connection: AsyncConnection, file: str) -> bool:
@@ -290,7 +296,7 @@ async def live_of_file(connection: AsyncConnection, file: str) -> bool:
     found = await connection.execute(
         sa.select(batches.c.id)
         .where(
-            batches.c.status.in_(LIVE),
+            batches.c.status.in_(LIVE_SQL),
             (batches.c.input_file == file) | (batches.c.output_file == file) | (batches.c.error_file == file),
         )
         .limit(1)
@@ -298,10 +304,12 @@ async def live_of_file(connection: AsyncConnection, file: str) -> bool:
     return found.first() is not None
 
 
+_statuses = sa.select(batches.c.id, batches.c.status).where(batches.c.id.in_(sa.bindparam("ids", expanding=True)))
+
+
 async def statuses(connection: AsyncConnection, ids: Sequence[str]) -> dict[str, str]:
     """The status of each of these batches."""
-    found = await connection.execute(sa.select(batches.c.id, batches.c.status).where(batches.c.id.in_(ids)))
-    return {row.id: row.status for row in found}
+    return {row.id: row.status for row in await connection.execute(_statuses, {"ids": ids})}
 
 
 async def overdue(connection: AsyncConnection, now: float) -> list[BatchRow]:
@@ -372,11 +380,9 @@ async def waiting(connection: AsyncConnection, now: float, limit: int) -> list[B
 
 
 def _free_of(status: str) -> sa.Select[Any]:
-    # The statuses are in the query's text: only then is SQLite sure that the index of live batches will do.
-    live: list[sa.ColumnElement[str]] = [sa.literal_column(f"'{name}'") for name in LIVE]
     return (
         _select.where(
-            batches.c.status.in_(live),
+            batches.c.status.in_(LIVE_SQL),
             batches.c.status == status,
             batches.c.lease_until.is_(None) | (batches.c.lease_until < sa.bindparam("now")),
         )

@@ -2,18 +2,19 @@
 
 On SQLite there are two pools: one connection that writes, so that the writers of a process queue in Python instead of
 failing in SQLite, and a few that read. WAL lets both go on at once; `synchronous=FULL` makes a commit survive a power
-cut. On PostgreSQL both are the same pool, and what only reads is `REPEATABLE READ`, or each of its statements would see
-another moment.
+cut. Beside these pools there is a connection each for the two ways of doing something in one call
+(`sqlite_at_once`). On PostgreSQL both pools are the same, and what only reads is `REPEATABLE READ`, or each of its
+statements would see another moment.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -22,8 +23,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from batchery.store import sqlite_driver
 from batchery.store.errors import StoreUnavailable, classify
+from batchery.store.sqlite_at_once import Body, Looker, Writer
 from batchery.store.sqlite_driver import Driver
 from batchery.store.turns import BEGIN, POLL_MS, TurnTaking
+
+T = TypeVar("T")
 
 REVISION = "0004"
 """The migration that this code needs; a test holds it to the newest in `migrations/`."""
@@ -77,6 +81,7 @@ class Database:
         if self.is_sqlite:
             self._writer = _sqlite_engine(url, BEGIN, 1)
             self._reader = _sqlite_engine(url, sqlite_driver.BEGIN, readers)
+            self._whole, self._looker = Writer(_sync_engine(url, BEGIN)), Looker(_sync_engine(url, None))
         else:
             self._writer = create_async_engine(url, pool_size=readers + 2, max_overflow=4, pool_pre_ping=True)
             self._reader = self._writer.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
@@ -101,6 +106,40 @@ class Database:
         async with self._turn(self._write_turns), self._connect(self._writer) as connection:
             yield connection
 
+    async def write_at_once(self, body: Body[T]) -> T:
+        """Do a transaction that writes, for which SQLite takes one way to a thread however many statements it has.
+
+        Args:
+            body: what is to be done with a connection; it waits for nothing else, and touches nothing that the event
+                loop works on. It commits if this returns, and leaves nothing behind if it raises.
+
+        Raises:
+            StoreUnavailable, StoreFull: the database failed; nothing of the body has happened.
+        """
+        if not self.is_sqlite:
+            async with self.write() as connection:
+                return await body(connection)
+        async with self._turn(self._write_turns):
+            with _classified():
+                return await self._whole.write(body)
+
+    async def look(self, body: Body[T]) -> T:
+        """Read a few rows by a key, in one statement; on SQLite in the event loop itself, where it takes least.
+
+        Args:
+            body: executes the statement, and takes all its rows.
+
+        Raises:
+            StoreUnavailable, StoreFull: the database failed.
+        """
+        if self.is_sqlite:
+            try:
+                return self._looker.look(body)
+            except SQLAlchemyError:
+                pass  # something is in the way that can be waited for elsewhere, or fails there too
+        async with self.read() as connection:
+            return await body(connection)
+
     @asynccontextmanager
     async def _turn(self, turns: asyncio.Semaphore) -> AsyncIterator[None]:
         if not self.is_sqlite:
@@ -118,15 +157,9 @@ class Database:
 
     @asynccontextmanager
     async def _connect(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-        try:
+        with _classified():
             async with engine.begin() as connection:
                 yield connection
-        except DBAPIError as error:
-            if _is_defect(error):
-                raise
-            raise classify(error) from error
-        except (TimeoutError, OSError, sa.exc.TimeoutError) as error:
-            raise StoreUnavailable(str(error)) from error
 
     async def ping(self) -> None:
         """Ask for nothing, to learn whether the database answers.
@@ -164,6 +197,21 @@ class Database:
         await self._writer.dispose()
         if self.is_sqlite:
             await self._reader.dispose()
+            await self._whole.close()
+            self._looker.close()
+
+
+@contextmanager
+def _classified() -> Iterator[None]:
+    """Raise what the database's failures are to the callers."""
+    try:
+        yield
+    except DBAPIError as error:
+        if _is_defect(error):
+            raise
+        raise classify(error) from error
+    except (TimeoutError, OSError, sa.exc.TimeoutError) as error:
+        raise StoreUnavailable(str(error)) from error
 
 
 def _is_defect(error: DBAPIError) -> bool:
@@ -182,26 +230,47 @@ def _sqlite_engine(url: str, begin: str, size: int) -> AsyncEngine:
         module=Driver(reads=not writes),
         connect_args={"factory": TurnTaking} if writes else {},
     )
+    _prepare(engine.sync_engine, begin, POLL_MS if writes else BUSY_TIMEOUT_MS)
+    return engine
 
-    @event.listens_for(engine.sync_engine, "connect")
+
+def _sync_engine(url: str, begin: str | None) -> sa.Engine:
+    """An engine without a pool; without a `begin` it only looks, and waits for nothing."""
+    factory = {"factory": TurnTaking} if begin is not None else {}
+    engine = sa.create_engine(
+        sa.make_url(url).set(drivername="sqlite"),
+        poolclass=sa.pool.NullPool,
+        connect_args={"check_same_thread": False} | factory,
+    )
+    _prepare(engine, begin, POLL_MS if begin is not None else 0)
+    return engine
+
+
+def _prepare(engine: sa.Engine, begin: str | None, patience: int) -> None:
+    """See to it that the connections of an engine are set up, and how their transactions begin.
+
+    Args:
+        patience: milliseconds that SQLite waits where the database is locked.
+    """
+
+    @event.listens_for(engine, "connect")
     def connect(connection: Any, _: Any) -> None:
         connection.isolation_level = None  # transactions begin where we say so, below
         cursor = connection.cursor()
-        cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
+        cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS if patience else 0}")
         cursor.execute("PRAGMA journal_mode=WAL")
         cursor.execute("PRAGMA synchronous=FULL")
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.execute("PRAGMA journal_size_limit=67108864")
         cursor.execute("PRAGMA cache_size=-8192")
-        if writes:
-            cursor.execute(f"PRAGMA busy_timeout={POLL_MS}")
+        cursor.execute(f"PRAGMA busy_timeout={patience}")
         cursor.close()
 
-    @event.listens_for(engine.sync_engine, "begin")
-    def begin_transaction(connection: sa.Connection) -> None:
-        connection.exec_driver_sql(begin)
+    if begin is not None:
 
-    return engine
+        @event.listens_for(engine, "begin")
+        def begin_transaction(connection: sa.Connection) -> None:
+            connection.exec_driver_sql(begin)
 
 
 SQLITE_VERSION = sqlite3.sqlite_version_info

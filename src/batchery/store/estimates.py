@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from batchery.store.schema import ENDED, LIVE, api_keys, batches
+from batchery.store.schema import ENDED, LIVE_SQL, api_keys, batches
 
 LOOK_BACK = 1_000
 """Of so many newest batches those are looked for that say something."""
@@ -27,44 +27,42 @@ async def queued_requests(connection: AsyncConnection, due: int) -> int:
     Args:
         due: Unix seconds.
     """
-    # The statuses are in the query's text: only then is SQLite sure that the index of live batches will do.
-    live: sa.BindParameter[Any] = sa.bindparam("live", LIVE, expanding=True, literal_execute=True)
     running = ("validating", "in_progress")
     bad = sa.case((batches.c.failed < batches.c.invalid, batches.c.invalid), else_=batches.c.failed)
     found = await connection.execute(
         sa.select(sa.func.coalesce(sa.func.sum(batches.c.total - batches.c.completed - bad), 0)).where(
-            batches.c.status.in_(live), batches.c.status.in_(running), batches.c.expires_at <= due
+            batches.c.status.in_(LIVE_SQL), batches.c.status.in_(running), batches.c.expires_at <= due
         )
     )
     return int(found.scalar_one())
 
 
+_bad = sa.case((batches.c.failed < batches.c.invalid, batches.c.invalid), else_=batches.c.failed)
+_planned = batches.c.status == "in_progress"
 _results = batches.c.completed + batches.c.failed - batches.c.run_done
 
 
-async def running(connection: AsyncConnection) -> list[dict[str, Any]]:
-    """How far every batch is that runs or waits for its plan, in order of deadline and creation: the fields of
-    `engine.forecast.Progress`.
-    """
-    # The statuses are in the query's text: only then is SQLite sure that the index of live batches will do.
-    live: sa.BindParameter[Any] = sa.bindparam("live", LIVE, expanding=True, literal_execute=True)
-    bad = sa.case((batches.c.failed < batches.c.invalid, batches.c.invalid), else_=batches.c.failed)
-    planned = batches.c.status == "in_progress"
-    found = await connection.execute(
-        sa.select(
-            batches.c.id,
-            batches.c.owner,
-            sa.func.coalesce(api_keys.c.weight, 1).label("weight"),
-            batches.c.expires_at.label("deadline"),
-            (batches.c.total - batches.c.completed - bad).label("left"),
-            sa.case((planned, _results), else_=0).label("done"),
-            sa.case((planned, batches.c.run_started_at), else_=None).label("since"),
-        )
-        .select_from(batches.outerjoin(api_keys, batches.c.api_key == api_keys.c.id))
-        .where(batches.c.status.in_(live), batches.c.status.in_(("validating", "in_progress")))
-        .order_by(batches.c.expires_at, batches.c.seq)
+_running = (
+    sa.select(
+        batches.c.id,
+        batches.c.owner,
+        sa.func.coalesce(api_keys.c.weight, 1).label("weight"),
+        batches.c.expires_at.label("deadline"),
+        (batches.c.total - batches.c.completed - _bad).label("left"),
+        sa.case((_planned, _results), else_=0).label("done"),
+        sa.case((_planned, batches.c.run_started_at), else_=None).label("since"),
     )
-    return [dict(row._mapping) for row in found]
+    .select_from(batches.outerjoin(api_keys, batches.c.api_key == api_keys.c.id))
+    .where(batches.c.status.in_(LIVE_SQL), batches.c.status.in_(("validating", "in_progress")))
+    .order_by(batches.c.expires_at, batches.c.seq)
+)
+
+
+async def running(connection: AsyncConnection) -> Sequence[Sequence[Any]]:
+    """How far every batch is that runs or waits for its plan, in order of deadline and creation: the fields of
+    `engine.forecast.Progress`, in their order.
+    """
+    return (await connection.execute(_running)).all()
 
 
 async def done_of(connection: AsyncConnection, ids: Sequence[str]) -> dict[str, int]:

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batchery.store import dead_blobs
 from batchery.store.rows import typed
-from batchery.store.schema import LIVE, batches, files
+from batchery.store.schema import LIVE_SQL, batches, files
 from batchery.wire.file_index import Groups
 from batchery.wire.lines import Problem
 
@@ -72,7 +72,7 @@ decode_models = msgspec.msgpack.Decoder(tuple[str, ...]).decode
 encode_groups = msgspec.msgpack.Encoder().encode
 decode_groups = msgspec.msgpack.Decoder(Groups).decode
 
-_grows = batches.c.status.in_(LIVE) & ((files.c.id == batches.c.output_file) | (files.c.id == batches.c.error_file))
+_grows = batches.c.status.in_(LIVE_SQL) & ((files.c.id == batches.c.output_file) | (files.c.id == batches.c.error_file))
 _is_output = files.c.purpose == "batch_output"
 _length = (
     sa.case((_grows & _is_output, batches.c.output_bytes), (_grows, batches.c.error_bytes), else_=files.c.bytes).label(
@@ -99,9 +99,9 @@ _lock = sa.select(files.c.id).where(files.c.id == sa.bindparam("of_id")).with_fo
 _insert = sa.insert(files)
 
 _users = batches.alias("users")
-_in_use = sa.exists().where(_users.c.input_file == files.c.id, _users.c.status.in_(LIVE)) | sa.exists().where(
+_in_use = sa.exists().where(_users.c.input_file == files.c.id, _users.c.status.in_(LIVE_SQL)) | sa.exists().where(
     _users.c.id == files.c.batch_id,
-    _users.c.status.in_(LIVE),
+    _users.c.status.in_(LIVE_SQL),
     (_users.c.output_file == files.c.id) | (_users.c.error_file == files.c.id),
 )
 """Whether a live batch reads or writes the file; both halves are found by an index."""
@@ -162,13 +162,14 @@ class Place(msgspec.Struct, frozen=True):
     index_key: str
 
 
+_places = sa.select(files.c.id, files.c.blob_key, files.c.index_key).where(
+    files.c.id.in_(sa.bindparam("ids", expanding=True)), files.c.blob_key.is_not(None), files.c.index_key.is_not(None)
+)
+
+
 async def places(connection: AsyncConnection, ids: Sequence[str]) -> dict[str, Place]:
     """Where these uploads are; those that are not there, or have no index, are not among the answers."""
-    found = await connection.execute(
-        sa.select(files.c.id, files.c.blob_key, files.c.index_key).where(
-            files.c.id.in_(ids), files.c.blob_key.is_not(None), files.c.index_key.is_not(None)
-        )
-    )
+    found = await connection.execute(_places, {"ids": ids})
     return {id: Place(blob_key, index_key) for id, blob_key, index_key in found}
 
 
@@ -242,6 +243,14 @@ async def finish(
     )
 
 
+_FINISHED = ("blob_key", "bytes", "lines", "sha256", "expires_at")
+_finish = (
+    sa.update(files)
+    .where(files.c.id == sa.bindparam("of_id"))
+    .values({name: sa.bindparam(f"new_{name}") for name in _FINISHED})
+)
+
+
 async def finish_many(connection: AsyncConnection, finished: Sequence[Mapping[str, Any]]) -> None:
     """The same for several.
 
@@ -250,12 +259,9 @@ async def finish_many(connection: AsyncConnection, finished: Sequence[Mapping[st
     """
     if not finished:
         return
-    names = ("blob_key", "bytes", "lines", "sha256", "expires_at")
     await connection.execute(
-        sa.update(files)
-        .where(files.c.id == sa.bindparam("of_id"))
-        .values({name: sa.bindparam(f"new_{name}") for name in names}),
-        [{"of_id": file["id"]} | {f"new_{name}": file[name] for name in names} for file in finished],
+        _finish,
+        [{"of_id": file["id"]} | {f"new_{name}": file[name] for name in _FINISHED} for file in finished],
     )
 
 

@@ -75,10 +75,19 @@ class Layout(msgspec.Struct, frozen=True):
     attempts: array[int]
 
 
+_INSERT = sa.insert(results)
+_OF_BATCHES = (
+    sa.select(results)
+    .where(results.c.batch_id.in_(sa.bindparam("ids", expanding=True)))
+    .order_by(results.c.kind, results.c.position)
+)
+_DROP_OF = sa.delete(results).where(results.c.batch_id.in_(sa.bindparam("ids", expanding=True)))
+
+
 async def insert(connection: AsyncConnection, segments: Sequence[Segment]) -> None:
     """Add segments; the database refuses a position that is taken."""
     await connection.execute(
-        sa.insert(results),
+        _INSERT,
         [
             {
                 "batch_id": segment.batch_id,
@@ -124,9 +133,7 @@ async def read(connection: AsyncConnection, batch: str, kind: Kind, first: int, 
 
 async def of_batches(connection: AsyncConnection, ids: Sequence[str]) -> list[Segment]:
     """The whole logs of some batches, of which the caller knows that they are small; in order of kind and position."""
-    found = await connection.execute(
-        sa.select(results).where(results.c.batch_id.in_(ids)).order_by(results.c.kind, results.c.position)
-    )
+    found = await connection.execute(_OF_BATCHES, {"ids": ids})
     kinds = {number: kind for kind, number in _KIND.items()}
     return [
         Segment(
@@ -196,4 +203,4 @@ async def drop_some(connection: AsyncConnection, batch: str, segments: int) -> i
 
 async def drop_of(connection: AsyncConnection, ids: Sequence[str]) -> None:
     """Drop the whole logs of some batches, of which the caller knows that they are small."""
-    await connection.execute(sa.delete(results).where(results.c.batch_id.in_(ids)))
+    await connection.execute(_DROP_OF, {"ids": ids})

@@ -22,6 +22,7 @@ from sqlalchemy import (
     Table,
     Text,
     false,
+    literal_column,
     text,
 )
 
@@ -39,6 +40,10 @@ _Id = String(32)
 
 LIVE = ("validating", "in_progress", "finalizing", "cancelling")
 """The statuses of a batch that has not ended."""
+
+LIVE_SQL = tuple(literal_column(f"'{status}'", String) for status in LIVE)
+"""The same, written into a query's text: only then is SQLite sure that the index of live batches will do, and nobody
+has to put them there each time."""
 
 ENDED = ("completed", "failed", "expired", "cancelled")
 """The statuses of one that has."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -95,37 +96,50 @@ async def claim(
     """
     if not wanted:
         return []
-    each = [
-        sa.select(shards.c.id)
-        .select_from(shards.join(batches, shards.c.batch_id == batches.c.id))
-        .where(
-            shards.c.batch_id == batch,
-            batches.c.status == "in_progress",
-            shards.c.deadline > now,
-            shards.c.lease_until.is_(None) | (shards.c.lease_until < now),
-            shards.c.id.not_in(holding),
-            *((shards.c.model.not_in(without),) if without else ()),
-        )
-        .order_by(shards.c.id)
-        .limit(count)
-        .with_for_update(skip_locked=True, of=shards)
-        .subquery()
-        for batch, count in wanted.items()
-    ]
-    ids = list((await connection.execute(sa.union_all(*(sa.select(one.c.id) for one in each)))).scalars())
+    parameters: dict[str, Any] = {"now": now, "holding": holding, "without": list(without)}
+    for place, (batch, count) in enumerate(wanted.items()):
+        parameters |= {f"batch_{place}": batch, f"count_{place}": count}
+    if not without:
+        del parameters["without"]
+    ids = list((await connection.execute(_free(len(wanted), bool(without)), parameters)).scalars())
     if not ids:
         return []
-    taken = await connection.execute(
-        sa.update(shards)
-        .where(shards.c.id.in_(ids))
-        .values(lease_owner=worker, lease_until=until, epoch=shards.c.epoch + 1)
-        .returning(shards)
-    )
+    taken = await connection.execute(_TAKE, {"ids": ids, "worker": worker, "until": until})
     turn = {batch: place for place, batch in enumerate(wanted)}
     return sorted((ShardRow(**row._mapping) for row in taken), key=lambda shard: (turn[shard.batch_id], shard.id))
 
 
+@lru_cache(64)
+def _free(count: int, without: bool) -> sa.CompoundSelect[Any]:
+    """Free shards of so many batches."""
+    now: sa.BindParameter[float] = sa.bindparam("now", type_=sa.Float)
+    each = [
+        sa.select(shards.c.id)
+        .select_from(shards.join(batches, shards.c.batch_id == batches.c.id))
+        .where(
+            shards.c.batch_id == sa.bindparam(f"batch_{place}"),
+            batches.c.status == "in_progress",
+            shards.c.deadline > now,
+            shards.c.lease_until.is_(None) | (shards.c.lease_until < now),
+            shards.c.id.not_in(sa.bindparam("holding", expanding=True)),
+            *((shards.c.model.not_in(sa.bindparam("without", expanding=True)),) if without else ()),
+        )
+        .order_by(shards.c.id)
+        .limit(sa.bindparam(f"count_{place}"))
+        .with_for_update(skip_locked=True, of=shards)
+        .subquery()
+        for place in range(count)
+    ]
+    return sa.union_all(*(sa.select(one.c.id) for one in each))
+
+
 # Made once, since they are part of each commit.
+_TAKE = (
+    sa.update(shards)
+    .where(shards.c.id.in_(sa.bindparam("ids", expanding=True)))
+    .values(lease_owner=sa.bindparam("worker"), lease_until=sa.bindparam("until"), epoch=shards.c.epoch + 1)
+    .returning(shards)
+)
 _HELD = (
     sa.select(shards.c.id, shards.c.epoch, shards.c.done)
     .where(shards.c.id.in_(sa.bindparam("ids", expanding=True)), shards.c.lease_owner == sa.bindparam("worker"))
@@ -213,6 +227,9 @@ async def drop(connection: AsyncConnection, batch: str) -> None:
     await connection.execute(sa.delete(shards).where(shards.c.batch_id == batch))
 
 
+_DROP_OF = sa.delete(shards).where(shards.c.batch_id.in_(sa.bindparam("ids", expanding=True)))
+
+
 async def drop_of(connection: AsyncConnection, ids: Sequence[str]) -> None:
     """Drop what is left of the plans of several batches."""
-    await connection.execute(sa.delete(shards).where(shards.c.batch_id.in_(ids)))
+    await connection.execute(_DROP_OF, {"ids": ids})

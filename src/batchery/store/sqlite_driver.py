@@ -89,8 +89,24 @@ def _execute_many(driver: sqlite3.Connection, operation: str, parameters: Iterab
         cursor.close()
 
 
-class _Thread(aiosqlite.Connection):
-    """A connection's thread. What it is called for is waited for to its end, also by a task that is cancelled."""
+class Thread(aiosqlite.Connection):
+    """A connection's thread. What it is called for is waited for to its end, also by a task that is cancelled.
+
+    Args:
+        connector: makes the connection, there; anything that has a `close`.
+    """
+
+    def __init__(self, connector: Callable[[], Any]) -> None:
+        super().__init__(connector, iter_chunk_size=64)
+        self._thread.daemon = True
+
+    async def call(self, function: Callable[[Any], Any]) -> Any:
+        """Call a function there with the connection.
+
+        Raises:
+            asyncio.CancelledError: this task was cancelled meanwhile; the function has ended all the same.
+        """
+        return await self._execute(lambda: function(self._connection))
 
     async def _execute(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call a function there.
@@ -185,6 +201,5 @@ class Driver(AsyncAdapt_aiosqlite_dbapi):
 
     def connect(self, *arguments: Any, **options: Any) -> Connection:
         """A new connection, which may be used by its thread and by the event loop's, one at a time."""
-        connection = _Thread(partial(sqlite3.connect, *arguments, **options), iter_chunk_size=64)
-        connection._thread.daemon = True
+        connection = Thread(partial(sqlite3.connect, *arguments, **options))
         return Connection(self, await_only(connection), self.reads)

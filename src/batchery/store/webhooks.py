@@ -90,9 +90,12 @@ async def tell(connection: AsyncConnection, batch: str, now: int) -> None:
     )
 
 
+_due = sa.select(webhooks.c.id).where(webhooks.c.next_at <= sa.bindparam("now")).limit(1)
+
+
 async def is_due(connection: AsyncConnection, now: float) -> bool:
     """Whether an event waits to be sent. Reads one entry of an index."""
-    found = await connection.execute(sa.select(webhooks.c.id).where(webhooks.c.next_at <= now).limit(1))
+    found = await connection.execute(_due, {"now": now})
     return found.first() is not None
 
 
