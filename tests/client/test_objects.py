@@ -71,16 +71,17 @@ def test_file_ids() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "message", "code"),
+    ("body", "message", "code", "param"),
     [
-        (b'{"error": {"message": "no", "type": "t", "code": "c"}}', "no", "c"),
-        (b'{"error": {"message": "no", "type": "t", "code": null}}', "no", "t"),
-        (b'{"error": "no"}', "no", None),
-        (b'{"detail": "no"}', "no", None),
-        (b"plain\ntext", "plain text", None),
-        (b"\xff<html>", "\ufffd<html>", None),
-        (b"", "", None),
+        (b'{"error": {"message": "no", "type": "t", "code": "c"}}', "no", "c", None),
+        (b'{"error": {"message": "no", "type": "t", "code": "c", "param": "p"}}', "no", "c", "p"),
+        (b'{"error": {"message": "no", "type": "t", "code": null}}', "no", "t", None),
+        (b'{"error": "no"}', "no", None, None),
+        (b'{"detail": "no"}', "no", None, None),
+        (b"plain\ntext", "plain text", None, None),
+        (b"\xff<html>", "\ufffd<html>", None, None),
+        (b"", "", None, None),
     ],
 )
-def test_error_answers(body: bytes, message: str, code: str | None) -> None:
-    assert read_error(body) == (message, code)
+def test_error_answers(body: bytes, message: str, code: str | None, param: str | None) -> None:
+    assert read_error(body) == (message, code, param)
