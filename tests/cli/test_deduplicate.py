@@ -179,6 +179,18 @@ def test_what_is_run_again_is_run_so(folder: Path) -> None:
     assert "Saved: 4 requests answered by another's answer, 8 input and 12 output tokens" in result.stderr
 
 
+@pytest.mark.parametrize("is_asked", [True, False])
+def test_a_new_batch_of_what_failed_is_as_the_old_one(folder: Path, is_asked: bool) -> None:
+    (folder / "in.jsonl").write_bytes(requests(6))
+    with FakeServer(Manners(deduplicates=True, passing={"row-2"})) as fake:
+        options = ["--deduplicate"] if is_asked else []
+        arguments = ("in.jsonl", "-o", "out.jsonl", "--base-url", fake.base_url, "--retries", "0")
+        assert invoke("run", *arguments, *options).exit_code == 3
+        result = invoke("retry", "batch_0", "--base-url", fake.base_url)
+        assert result.exit_code == 0, result.stderr
+        assert ["deduplicate" in batch for batch in fake.batches.values()] == [is_asked, is_asked]
+
+
 # On servers that do not
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from batchery.client.errors import UnexpectedAnswerError
 from batchery.client.exchange import read_error
-from batchery.client.objects import Usage, read_batch, read_batches, read_file_id
+from batchery.client.objects import Deduplicated, Usage, read_batch, read_batches, read_file_id
 
 
 def test_a_full_batch() -> None:
@@ -62,6 +62,19 @@ def test_lists_in_an_envelope_or_bare() -> None:
     assert [batch.id for batch in read_batches([row, row])[0]] == ["b", "b"]
     with pytest.raises(UnexpectedAnswerError):
         read_batches("none")
+
+
+@pytest.mark.parametrize(
+    ("value", "saved"),
+    [
+        ({"requests": 3, "input_tokens": 4, "output_tokens": 5, "total_tokens": 9}, Deduplicated(3, 4, 5)),
+        ({"requests": 0, "input_tokens": None}, Deduplicated()),
+        (None, None),
+        (True, None),
+    ],
+)
+def test_what_was_saved(value: Any, saved: Deduplicated | None) -> None:
+    assert read_batch({"id": "b", "status": "completed", "deduplicated": value}).deduplicated == saved
 
 
 def test_file_ids() -> None:
