@@ -65,6 +65,10 @@ async def test_a_job_by_its_tools(tmp_path: Path) -> None:
             assert (await ask("retry", file=str(job)))["left_out"] == 1
             assert (await ask("retry", file=str(job), permanent=True))["requests"] == 1
 
+            assert "another batch" in await refused("submit", file=str(job), deduplicate=True)
+            once = await ask("submit", file=str(job), deduplicate=True, new=True)
+            assert (await ask("status", batch=once["batch_id"]))["deduplicated"] is not None
+
             await ask("submit", file=str(slow))
             assert (await ask("results", batch=str(slow)))["outcome"] == "still running"
             assert (await ask("cancel", batch=str(slow)))["status"] == "cancelling"

@@ -49,6 +49,8 @@ class Manners:
         windows: the completion windows that it takes; None: any.
         bare_ids: ids are UUIDs, without a prefix.
         created: the status of the answer to what was created.
+        deduplicates: it knows `deduplicate`, and says in `deduplicated` that every completed request but one was saved.
+        unknown: a field of a new batch that it refuses.
         on_call: told the number of each call, from 0, and whether it has been carried out, before it is answered.
     """
 
@@ -78,6 +80,8 @@ class Manners:
     windows: tuple[str, ...] | None = None
     bare_ids: bool = False
     created: int = 200
+    deduplicates: bool = False
+    unknown: str | None = None
     on_call: Callable[[int, bool], None] = lambda number, done: None
 
     def __post_init__(self) -> None:
@@ -228,6 +232,10 @@ class _Handler(BaseHTTPRequestHandler):
                 text = f"Invalid completion_window {window!r}: use one of {offered}"
                 self._send(400, {"error": {"message": text, "param": "completion_window"}})
                 return
+            if manners.unknown is not None and manners.unknown in json.loads(body):
+                text = f"Unknown parameter: {manners.unknown!r}."
+                self._send(400, {"error": {"message": text, "param": manners.unknown}})
+                return
             self._once(method, path, headers, lambda: self._create(json.loads(body)))
         elif path == "/v1/batches":
             rows = [self._show(batch) for batch in reversed(fake.batches.values())]
@@ -343,7 +351,16 @@ class _Handler(BaseHTTPRequestHandler):
             },
             "usage": {"input_tokens": 5, "output_tokens": 7} if over and manners.usage else None,
             "metadata": batch.get("metadata"),
+            **({"deduplicated": self._saved(batch, len(output))} if manners.deduplicates else {}),
         }
+
+    def _saved(self, batch: dict[str, Any], completed: int) -> dict[str, int] | None:
+        saved = max(0, completed - 1)
+        return (
+            {"requests": saved, "input_tokens": 2 * saved, "output_tokens": 3 * saved}
+            if "deduplicate" in batch
+            else None
+        )
 
     def _content(self, kind: str, batch: dict[str, Any], query: dict[str, str]) -> None:
         fake, manners = self.server_state, self.server_state.manners

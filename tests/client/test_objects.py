@@ -8,7 +8,7 @@ import pytest
 
 from batchery.client.errors import UnexpectedAnswerError
 from batchery.client.exchange import read_error
-from batchery.client.objects import Usage, read_batch, read_batches, read_file_id
+from batchery.client.objects import Deduplicated, Usage, read_batch, read_batches, read_file_id
 
 
 def test_a_full_batch() -> None:
@@ -64,6 +64,19 @@ def test_lists_in_an_envelope_or_bare() -> None:
         read_batches("none")
 
 
+@pytest.mark.parametrize(
+    ("value", "saved"),
+    [
+        ({"requests": 3, "input_tokens": 4, "output_tokens": 5, "total_tokens": 9}, Deduplicated(3, 4, 5)),
+        ({"requests": 0, "input_tokens": None}, Deduplicated()),
+        (None, None),
+        (True, None),
+    ],
+)
+def test_what_was_saved(value: Any, saved: Deduplicated | None) -> None:
+    assert read_batch({"id": "b", "status": "completed", "deduplicated": value}).deduplicated == saved
+
+
 def test_file_ids() -> None:
     assert read_file_id({"id": "0b5"}) == "0b5"
     with pytest.raises(UnexpectedAnswerError):
@@ -71,16 +84,17 @@ def test_file_ids() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "message", "code"),
+    ("body", "message", "code", "param"),
     [
-        (b'{"error": {"message": "no", "type": "t", "code": "c"}}', "no", "c"),
-        (b'{"error": {"message": "no", "type": "t", "code": null}}', "no", "t"),
-        (b'{"error": "no"}', "no", None),
-        (b'{"detail": "no"}', "no", None),
-        (b"plain\ntext", "plain text", None),
-        (b"\xff<html>", "\ufffd<html>", None),
-        (b"", "", None),
+        (b'{"error": {"message": "no", "type": "t", "code": "c"}}', "no", "c", None),
+        (b'{"error": {"message": "no", "type": "t", "code": "c", "param": "p"}}', "no", "c", "p"),
+        (b'{"error": {"message": "no", "type": "t", "code": null}}', "no", "t", None),
+        (b'{"error": "no"}', "no", None, None),
+        (b'{"detail": "no"}', "no", None, None),
+        (b"plain\ntext", "plain text", None, None),
+        (b"\xff<html>", "\ufffd<html>", None, None),
+        (b"", "", None, None),
     ],
 )
-def test_error_answers(body: bytes, message: str, code: str | None) -> None:
-    assert read_error(body) == (message, code)
+def test_error_answers(body: bytes, message: str, code: str | None, param: str | None) -> None:
+    assert read_error(body) == (message, code, param)

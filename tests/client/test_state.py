@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from batchery.client.errors import ResumeError, SettingsError
 from batchery.client.inputs import Input
-from batchery.client.state import JobFolder, Landed, new_state
+from batchery.client.job_request import REQUEST_FILE, JobRequest, load_request, save_request
+from batchery.client.making import Making
+from batchery.client.state import JobFolder, Landed, new_state, resume_state
 
 SOURCE = Input("/in.jsonl", 10, "00", 2, "/v1/embeddings")
 
@@ -22,6 +25,32 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
         assert folder.load() == state
     assert state.parts[0].endpoint == "/v1/embeddings"
     assert [path.name for path in tmp_path.iterdir()] == [".out.jsonl.batchery"]
+
+
+def test_what_was_saved_before_there_was_an_option_is_loaded_without_it(tmp_path: Path) -> None:
+    folder = JobFolder(tmp_path / "out.jsonl")
+    with folder.locked():
+        folder.save(new_state([SOURCE], server="x", window="1h", endpoint=None, deduplicate=True))
+        save_request(folder, JobRequest(inputs=("in",), output=folder.path, making=Making(), deduplicate=True))
+        for path in (folder.path / "state.json", folder.path / REQUEST_FILE):
+            saved = json.loads(path.read_bytes())
+            assert saved.pop("deduplicate") is True
+            path.write_text(json.dumps(saved))
+        state = folder.load()
+        assert state is not None
+        assert state.deduplicate is False
+        assert load_request(folder, JobRequest).deduplicate is False
+
+
+@pytest.mark.parametrize(
+    ("saved", "create_sent", "goes_on"),
+    [(True, True, True), (False, True, False), (True, False, False), (False, False, True), (None, True, True)],
+)
+def test_a_job_goes_on_as_its_batches_began(saved: bool | None, create_sent: bool, goes_on: bool) -> None:
+    began = new_state([SOURCE], server="x", window="1h", endpoint=None)
+    began.deduplicate, began.parts[0].create_sent = saved, create_sent
+    wanted = new_state([SOURCE], server="x", window="1h", endpoint=None, deduplicate=not saved)
+    assert resume_state(began, wanted).deduplicate is goes_on
 
 
 def test_a_folder_without_a_job_goes(tmp_path: Path) -> None:

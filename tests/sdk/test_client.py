@@ -17,8 +17,9 @@ import pytest
 from pydantic import BaseModel
 
 from batchery import Client, InputError, OverCostError, SettingsError
-from batchery.client.errors import AuthError, ResumeError
+from batchery.client.errors import ApiError, AuthError, ResumeError
 from batchery.sdk.row_result import RowResult
+from tests.client.fake_server import FakeServer, Manners
 
 TEMPLATE = "Say what this is: {{text}}"
 ROWS = [{"text": f"thing {number}", "label": number} for number in range(7)]
@@ -204,12 +205,32 @@ def test_a_finished_request_keeps_its_id_and_body_fields_are_added(client: Clien
     assert result.data is None
 
 
+def test_identical_requests_are_sent_once_where_that_is_asked_for(client: Client) -> None:
+    job = client.run(["x"] * 39 + ["y"], model="m", body={"temperature": 0}, deduplicate=True, name="once-for-all")
+    assert all(result.ok and result.text for result in job.results())
+    saved = job.receipt().deduplicated
+    assert saved is not None
+    assert saved.requests == 38
+    assert "38 requests answered by another" in job._repr_html_()
+    plain = client.run(["x"] * 3, model="m", body={"temperature": 0})
+    assert plain.receipt().deduplicated is None
+
+
+def test_a_refused_option_is_named_as_an_argument() -> None:
+    with FakeServer(Manners(unknown="deduplicate")) as fake, Client(fake.base_url) as client:
+        with pytest.raises(ApiError, match="does not take deduplicate; leave it out"):
+            client.run(["x"], model="m", deduplicate=True).results()
+        assert client.run(["x"], model="m").results()[0].ok
+
+
 def test_raw_calls(client: Client, folder: Path) -> None:
     line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions"}
     line["body"] = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}  # type: ignore[assignment]
     file = client.files.upload(json.dumps(line).encode() + b"\n", filename="in.jsonl")
     assert (file.filename, file.purpose) == ("in.jsonl", "batch")
+    assert client.batches.create(file.id, deduplicate=True).deduplicated is not None
     batch = client.batches.create(file.id, metadata={"a": "b"})
+    assert batch.deduplicated is None
     while not (batch := client.batches.retrieve(batch.id, wait=5)).terminal:
         pass
     assert batch.output_file_id is not None

@@ -193,6 +193,12 @@ async def test_the_asynchronous_client(served: str, tmp_path: Path) -> None:
         assert job.batch_ids[0] in [batch.id for batch in await client.batches.list()]
         file = await client.files.upload(b'{"a": 1}\n')
         assert await client.files.content(file.id) == b'{"a": 1}\n'
+        once = await client.run(["x"] * 5, model="m", body={"temperature": 0}, deduplicate=True)
+        saved = (await once.receipt()).deduplicated
+        assert saved is not None
+        assert saved.requests == 4
+        created = await client.batches.create(file.id, deduplicate=True)
+        assert created.deduplicated is not None
 
 
 async def test_cancelling_a_task_leaves_the_job() -> None:

@@ -81,6 +81,12 @@ def test_a_job_from_a_table_to_its_results(served: tuple[Process, Process], tmp_
     assert len(batches(served[0])) == before + 1
     batch = served[0].get(f"/v1/batches/{submitted.json['batch_id']}")
     assert (batch["metadata"], batch["completion_window"]) == ({"job": "reviews"}, "1h")
+    assert batch["deduplicated"] is None
+
+    once = run("submit_batch.py", job, "--base-url", url, "--new", "--deduplicate", "--state", tmp_path / "once.json")
+    assert once.code == 0, once.stderr
+    assert "warning" not in once.stderr
+    assert served[0].get(f"/v1/batches/{once.json['batch_id']}")["deduplicated"] is not None
 
     other = run("submit_batch.py", job, "--base-url", url, "--window", "24h")
     assert other.code == 1

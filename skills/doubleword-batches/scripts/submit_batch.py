@@ -64,6 +64,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--state", type=exits.file_to_write, metavar="PATH", help="the state file; default FILE.batch.json"
     )
+    parser.add_argument(
+        "--deduplicate",
+        action="store_true",
+        help="send identical requests that leave nothing to chance once, on a server that can",
+    )
     parser.add_argument("--new", action="store_true", help="make another batch, although one was made from this file")
 
 
@@ -100,6 +105,7 @@ def submit(options: argparse.Namespace, source: Path, path: Path) -> Dict[str, A
             "endpoint": options.endpoint or max(checked.urls, key=lambda url: checked.urls[url]),
             "window": options.window,
             "metadata": _metadata(options.metadata),
+            "deduplicate": options.deduplicate,
         }
         state = _resume(before, wanted, source, path)
         state.update(input=str(source.resolve()), requests=checked.requests)
@@ -125,6 +131,8 @@ def _metadata(pairs: Any) -> Dict[str, str]:
 
 
 def _resume(before: Optional[Dict[str, Any]], wanted: Dict[str, Any], source: Path, path: Path) -> Dict[str, Any]:
+    if before is not None:
+        before.setdefault("deduplicate", False)  # of before there was this option
     if before is not None and "creating" not in before and "batch_id" not in before:
         # Nothing that costs money was asked for: what differs may simply replace it.
         before = before if all(before.get(name) == value for name, value in wanted.items()) else None
@@ -136,7 +144,7 @@ def _resume(before: Optional[Dict[str, Any]], wanted: Dict[str, Any], source: Pa
             "batch, say --new" % (source, before.get("bytes"), wanted["bytes"]),
             exits.INVALID_INPUT,
         )
-    for name in ("base_url", "endpoint", "window", "metadata"):
+    for name in ("base_url", "endpoint", "window", "metadata", "deduplicate"):
         if before.get(name) != wanted[name]:
             raise StopError(
                 "%s was first submitted with %s %s, now it is %s. Say the same again, or --new to make another batch"
@@ -197,10 +205,14 @@ def _create(server: batch_api.Server, state: Dict[str, Any], path: Path) -> None
         }
         if state["metadata"]:
             wanted["metadata"] = state["metadata"]
+        if state["deduplicate"]:
+            wanted["deduplicate"] = True
         headers = {"Idempotency-Key": state["submission"] + "-batch"}
         batch, _ = batch_api.call(server, "POST", "/batches", json.dumps(wanted).encode(), headers, find)
     state["batch_id"] = _id_of(batch, "the new batch")
     batch_state.save(path, state)
+    if state["deduplicate"] and not batch.get("deduplicated"):
+        print("warning: this server does not do --deduplicate; every request is sent, and paid for", file=sys.stderr)
     print(
         "created batch %s, %d requests; ids are in %s" % (state["batch_id"], state["requests"], path), file=sys.stderr
     )

@@ -10,13 +10,14 @@ import typer
 from batchery.cli.cost_report import checked_window
 from batchery.cli.failures import told
 from batchery.cli.files import rows_of
-from batchery.cli.server_options import ApiKeyEnv, BaseUrl, NamedServer, calling
+from batchery.cli.server_options import ApiKeyEnv, BaseUrl, Deduplicate, NamedServer, calling
 from batchery.cli.tables import Format, FormatOption, show
 from batchery.cli.targets import record_of
 from batchery.client.cancelling import cancelled
 from batchery.client.errors import SettingsError
 from batchery.client.making import CHAT
 from batchery.client.objects import TAG, read_batch
+from batchery.client.upload import NOT_DEDUPLICATED
 
 EPILOG = """
 Examples:
@@ -69,6 +70,7 @@ def create(
     window: Annotated[str, typer.Option(metavar="24h|1h|...", help="Time it may take.")] = "24h",
     endpoint: Annotated[str, typer.Option(metavar="PATH", help="The url of its requests.")] = CHAT,
     metadata: Annotated[list[str] | None, typer.Option(metavar="NAME=TEXT", help="May be repeated.")] = None,
+    deduplicate: Deduplicate = False,
     base_url: BaseUrl = None,
     server: NamedServer = None,
     api_key_env: ApiKeyEnv = None,
@@ -85,7 +87,10 @@ def create(
             metadata={**pairs, TAG: key},
             key=key,
             tag=key,
+            deduplicate=deduplicate,
         )
+        if deduplicate and batch.deduplicated is None:
+            typer.echo(NOT_DEDUPLICATED, err=True)
         show([record_of(batch)], format)
 
 

@@ -83,12 +83,13 @@ def build(environment: dict[str, str]) -> MCPServer[Any]:
         return await run("validate_batch_file.py", {"json": True}, file)
 
     @tools.tool()
-    async def submit(file: str, window: str = "24h", new: bool = False) -> dict[str, Any]:
+    async def submit(file: str, window: str = "24h", new: bool = False, deduplicate: bool = False) -> dict[str, Any]:
         """Upload a batch input file and create its batch. This costs money, once: a repeated call gives the same batch.
 
         window is 24h (cheaper) or 1h (faster). new makes another batch, although one was made from this file.
+        deduplicate sends identical requests with temperature 0 or a seed once, on a server that can; log tells if not.
         """
-        return await run("submit_batch.py", {"window": window, "new": new}, file)
+        return await run("submit_batch.py", {"window": window, "new": new, "deduplicate": deduplicate}, file)
 
     @tools.tool()
     async def status(batch: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import typer
 from batchery.cli.failures import told
 from batchery.cli.tables import Format, FormatOption, show
 from batchery.client.errors import SettingsError
-from batchery.client.progress import duration
+from batchery.client.progress import duration, saving
 from batchery.client.receipt import Receipt, load_receipt
 from batchery.client.state import JobFolder
 
@@ -58,6 +58,8 @@ def lines_of(receipt: Receipt) -> list[str]:
         cached = f" ({receipt.cached_tokens} from cache)" if receipt.cached_tokens else ""
         note = " (simulated)" if receipt.simulated else ""
         lines.append(f"Tokens: {receipt.input_tokens} in{cached}, {receipt.output_tokens} out{note}")
+    if (saved := saving(receipt.deduplicated)) is not None:
+        lines.append(f"Saved: {saved}")
     if receipt.cost is not None:
         lines.append(f"Cost: ${receipt.cost:.4f}, by the price table")
     if receipt.deadline is not None:

@@ -30,7 +30,7 @@ from batchery.cli.making_options import (
     making_of,
 )
 from batchery.cli.request import Request
-from batchery.cli.server_options import NamedServer
+from batchery.cli.server_options import Deduplicate, NamedServer
 from batchery.client.carry_out import DEFAULT_WINDOW
 from batchery.client.making import PROMPT_ENDPOINTS
 
@@ -84,6 +84,7 @@ def run(
     retries: Annotated[
         int, typer.Option(metavar="N", min=0, max=20, help="How often rows that may yet succeed are run again.")
     ] = 2,
+    deduplicate: Deduplicate = False,
     output_format: Annotated[
         str | None,
         typer.Option(
@@ -203,6 +204,7 @@ def run(
                 prices=None if prices is None else str(prices),
                 output_tokens=output_tokens,
                 max_cost=max_cost,
+                deduplicate=deduplicate,
             )
         )
     )

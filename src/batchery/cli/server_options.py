@@ -1,4 +1,6 @@
-"""The options that name a server, shared by all commands that talk to one, and the calls to the one that they name."""
+"""The options that name a server, and that ask more of it than the Batch API has, shared by the commands that talk to
+one; and the calls to the one that they name.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +24,13 @@ NamedServer = Annotated[
 ]
 ApiKeyEnv = Annotated[
     str | None, typer.Option("--api-key-env", metavar="NAME", help="Environment variable with the server's key.")
+]
+
+Deduplicate = Annotated[
+    bool,
+    typer.Option(
+        "--deduplicate", help="Send identical requests that leave nothing to chance once, on a server that can."
+    ),
 ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from batchery.cli.failures import told
 from batchery.cli.server_options import ApiKeyEnv, BaseUrl, NamedServer
 from batchery.cli.tables import Format, FormatOption, show
-from batchery.cli.targets import Targets, calling_for, find_batches, record_of
+from batchery.cli.targets import Targets, calling_for, find_batches, record_of, tell_saving
 from batchery.client.objects import read_batch
 
 
@@ -29,3 +29,4 @@ def status(
         with calling_for(found, base_url, server, api_key_env) as api:
             batches = [read_batch(api.get_batch(batch_id).value) for batch_id in found.ids]
         show([record_of(batch) for batch in batches], format)
+        tell_saving(batches)

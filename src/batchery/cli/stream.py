@@ -30,7 +30,7 @@ from batchery.cli.making_options import (
     making_of,
 )
 from batchery.cli.request import Request
-from batchery.cli.server_options import ApiKeyEnv, BaseUrl, NamedServer
+from batchery.cli.server_options import ApiKeyEnv, BaseUrl, Deduplicate, NamedServer
 from batchery.cli.targets import calling_for, find_batches
 from batchery.cli.watch import code_of, progress_of
 from batchery.client.errors import SettingsError
@@ -81,6 +81,7 @@ def stream(
     retries: Annotated[
         int, typer.Option(metavar="N", min=0, max=20, help="How often rows that may yet succeed are run again.")
     ] = 2,
+    deduplicate: Deduplicate = False,
     api_key_env: ApiKeyEnv = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
 ) -> None:
@@ -135,6 +136,7 @@ def stream(
                 prices=None if prices is None else str(prices),
                 output_tokens=output_tokens,
                 max_cost=max_cost,
+                deduplicate=deduplicate,
                 lines_to=print_line,
             )
         )

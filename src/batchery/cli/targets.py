@@ -16,7 +16,9 @@ import typer
 from batchery.cli.server_options import calling
 from batchery.client.errors import SettingsError
 from batchery.client.http import Api
+from batchery.client.job import sum_deduplicated
 from batchery.client.objects import Batch
+from batchery.client.progress import saving
 from batchery.client.receipt import load_receipt
 from batchery.client.state import JobFolder
 
@@ -80,7 +82,14 @@ def record_of(batch: Batch) -> dict[str, Any]:
         "expires_at": moment(batch.expires_at),
         "output_file_id": batch.output_file_id,
         "error_file_id": batch.error_file_id,
+        "deduplicated": None if batch.deduplicated is None else batch.deduplicated.requests,
     }
+
+
+def tell_saving(batches: Sequence[Batch]) -> None:
+    """Say on stderr what was saved in batches by sending identical requests once, if anything."""
+    if (saved := saving(sum_deduplicated(batches))) is not None:
+        typer.echo(f"Saved: {saved}", err=True)
 
 
 def moment(seconds: int | None) -> str | None:

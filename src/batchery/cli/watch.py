@@ -11,7 +11,7 @@ from batchery.cli.exit_codes import BATCH_FAILED, OK, SOME_FAILED
 from batchery.cli.failures import told
 from batchery.cli.server_options import ApiKeyEnv, BaseUrl, NamedServer
 from batchery.cli.tables import Format, FormatOption, show
-from batchery.cli.targets import Targets, calling_for, find_batches, record_of
+from batchery.cli.targets import Targets, calling_for, find_batches, record_of, tell_saving
 from batchery.client.job import Progress
 from batchery.client.objects import Batch
 from batchery.client.progress import display_for
@@ -56,6 +56,7 @@ def watch(
         finally:
             display.close()
         show([record_of(batch) for batch in batches], format)
+        tell_saving(batches)
     raise typer.Exit(code_of(batches))
 
 

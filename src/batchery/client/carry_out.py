@@ -114,8 +114,13 @@ def carry_out(
                 format=format,
                 now=time.time(),
                 deadline=deadline,
+                deduplicate=request.deduplicate,
             ),
         )
+        if state.deduplicate != request.deduplicate:
+            listener.say(
+                f"The job has begun {'with' if state.deduplicate else 'without'} --deduplicate, and goes on so"
+            )
 
         where = _key_note(remote) if remote else described
         batches = f", {len(state.parts)} batches" if len(state.parts) > 1 else ""
@@ -153,7 +158,8 @@ def carry_out(
             outcome = _follow(job, api, watch)
         found = _receipt(request, state, outcome, output, time.monotonic() - began)
         cost = cost_of(outcome.usage, price)
-        if price is None:
+        # By model, tokens are counted in the result lines: an answer once for each row that it was given to.
+        if price is None and not (outcome.deduplicated and outcome.deduplicated.requests):
             cost = cost_by_model(outcome.tally.models, prepared.groups, tables, state.window)
         found = msgspec.structs.replace(found, cost=cost, currency=None if cost is None else "USD")
         save_receipt(folder, found)
@@ -382,6 +388,7 @@ def _receipt(request: JobRequest, state: JobState, outcome: Outcome, output: Pat
         input_tokens=usage.input_tokens if usage else None,
         output_tokens=usage.output_tokens if usage else None,
         cached_tokens=usage.cached_tokens if usage else None,
+        deduplicated=outcome.deduplicated,
         began_at=state.began_at,
         ended_at=now,
         elapsed_s=round(elapsed, 3),

@@ -93,13 +93,23 @@ class ApiError(ClientError):
         status: the HTTP status.
         code: its machine-readable cause, where it gave one.
         request_id: its `x-request-id`, for asking the people who run it.
+        param: the field of the request that it is about, where it named one.
     """
 
-    def __init__(self, message: str, *, status: int, code: str | None = None, request_id: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int,
+        code: str | None = None,
+        request_id: str | None = None,
+        param: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.request_id = request_id
+        self.param = param
 
 
 class AuthError(ApiError):

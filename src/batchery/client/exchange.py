@@ -116,11 +116,12 @@ def _refused(response: SyncResponse, body: bytes) -> TryFailedError:
         location = response.get_header("location") or "another address"
         text = f"the server redirects to {location}, which is not followed; is that the right base URL?"
         return TryFailedError(failure, ApiError(text, status=status))
-    message, code = read_error(body)
+    message, code, param = read_error(body)
     request_id = response.get_header("x-request-id")
     asked = "" if request_id is None else f", request {request_id}"
     text = f"{message or 'the server gave no reason'} (HTTP {status}{asked})"
-    return TryFailedError(failure, error_for_status(status)(text, status=status, code=code, request_id=request_id))
+    kind = error_for_status(status)
+    return TryFailedError(failure, kind(text, status=status, code=code, request_id=request_id, param=param))
 
 
 def retry_after(response: SyncResponse) -> float | None:
@@ -128,19 +129,25 @@ def retry_after(response: SyncResponse) -> float | None:
     return parse_retry_after(response.get_header("retry-after"), datetime.now(UTC))
 
 
-def read_error(body: bytes) -> tuple[str, str | None]:
-    """The message and the code of an error answer in any of the shapes that servers use; plain text is a message."""
+def read_error(body: bytes) -> tuple[str, str | None, str | None]:
+    """The message, the code and the field (`param`) of an error answer, in any of the shapes that servers use; plain
+    text is a message.
+    """
     try:
         value = _decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return _excerpt(body), None
+        return _excerpt(body), None, None
     if isinstance(value, dict):
         value = value.get("error", value.get("detail", value.get("message", value)))
     if isinstance(value, dict):
         code = value.get("code") or value.get("type")
-        message = value.get("message")
-        return message if isinstance(message, str) else _excerpt(body), code if isinstance(code, str) else None
-    return value if isinstance(value, str) else _excerpt(body), None
+        message, param = value.get("message"), value.get("param")
+        return (
+            message if isinstance(message, str) else _excerpt(body),
+            code if isinstance(code, str) else None,
+            param if isinstance(param, str) else None,
+        )
+    return value if isinstance(value, str) else _excerpt(body), None, None
 
 
 def _excerpt(body: bytes) -> str:

@@ -125,7 +125,15 @@ class Api:
         return read_file_id(self._json(build, "uploading the input")[0])
 
     def create_batch(
-        self, *, file_id: str, endpoint: str, window: str, metadata: dict[str, str], key: str, tag: str
+        self,
+        *,
+        file_id: str,
+        endpoint: str,
+        window: str,
+        metadata: dict[str, str],
+        key: str,
+        tag: str,
+        deduplicate: bool = False,
     ) -> Batch:
         """`POST /batches`. Where a try may have reached the server without its answer reaching us, the server is asked
         for the batch with our tag before the next, so that a server without idempotency keys does not make two.
@@ -137,16 +145,31 @@ class Api:
             metadata: the user's; it must hold the tag.
             key: the `Idempotency-Key`.
             tag: the value of `metadata["batchery"]`.
+            deduplicate: ask for identical deterministic requests to be sent once. A server that does it answers with a
+                batch that has `deduplicated`.
         """
+        # An option that was not asked for is not named, since a server may refuse what it does not know.
+        extension = {"deduplicate": True} if deduplicate else {}
         body = msgspec.json.encode(
-            {"input_file_id": file_id, "endpoint": endpoint, "completion_window": window, "metadata": metadata}
+            {
+                "input_file_id": file_id,
+                "endpoint": endpoint,
+                "completion_window": window,
+                "metadata": metadata,
+                **extension,
+            }
         )
 
         def attempt() -> Batch:
             request = self._request(self._client, "POST", "/batches").header("Idempotency-Key", key)
             return read_batch(exchange(request.header("Content-Type", "application/json").body_bytes(body))[0])
 
-        return self._try(attempt, "creating the batch", before_retry=lambda: self.find_batch(tag))
+        try:
+            return self._try(attempt, "creating the batch", before_retry=lambda: self.find_batch(tag))
+        except ApiError as error:
+            if error.param in extension:
+                error.args = (f"{error}. This server does not take --deduplicate; leave it out", *error.args[1:])
+            raise
 
     def find_batch(self, tag: str) -> Batch | None:
         """The batch with this tag among the newest 500, or None. A server that cannot list has none."""

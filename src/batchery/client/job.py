@@ -20,11 +20,11 @@ from batchery.client.follow import Follower
 from batchery.client.http import Api
 from batchery.client.index import ResultIndex
 from batchery.client.join import InputRow, write_joined, write_raw
-from batchery.client.objects import Batch, Usage
+from batchery.client.objects import Batch, Deduplicated, Usage
 from batchery.client.results import Tally
 from batchery.client.state import JobFolder, JobState, new_part, sync_folder
 from batchery.client.tap import Tap
-from batchery.client.upload import PARALLEL, Submitter
+from batchery.client.upload import NOT_DEDUPLICATED, PARALLEL, Submitter
 
 TICK = 1.0  # seconds between two looks at whether anything came
 
@@ -63,12 +63,14 @@ class Outcome(msgspec.Struct, frozen=True):
         tally: what became of the rows.
         usage: tokens, from the server if it counts them, else from the results; None if neither tells.
         received: result lines that this run added.
+        deduplicated: what the server saved by sending identical requests once; None where it does no such thing.
     """
 
     batches: tuple[Batch, ...]
     tally: Tally
     usage: Usage | None
     received: int
+    deduplicated: Deduplicated | None = None
 
 
 def errors_path(output: Path) -> Path:
@@ -116,6 +118,7 @@ class Job:
         self._batches: dict[int, Batch] = {}
         self._lock = threading.RLock()
         self._sent = self._size = self._received = 0
+        self._warned = False
 
     def run(self) -> Outcome:
         """Go on until every batch is terminal and every result is here.
@@ -141,7 +144,8 @@ class Job:
         self._report(finished=True)
         batches = tuple(self._batches[index] for index in range(len(self._state.parts)))
         usage = sum_usage(batches) or counted.usage
-        return Outcome(batches, counted, usage, max(0, self._collector.lines - before))
+        received = max(0, self._collector.lines - before)
+        return Outcome(batches, counted, usage, received, sum_deduplicated(batches))
 
     def _landing(self) -> tuple[Path, Path]:
         """Where results land: in the output itself where it has that form, else, or once the output has been made of
@@ -264,6 +268,7 @@ class Job:
             with self._lock:
                 if batch is not None:
                     self._batches[index] = batch
+                    self._check_deduplicated(batch)
                 batch_id = state.parts[index].batch_id
                 assert batch_id is not None
                 follower.add(index, batch_id, is_new=batch is not None)
@@ -304,6 +309,12 @@ class Job:
         finally:
             pool.shutdown(cancel_futures=True)
 
+    def _check_deduplicated(self, batch: Batch) -> None:
+        """Say, once, where a new batch shows that the server does not send identical requests once, as was asked."""
+        if self._state.deduplicate and batch.deduplicated is None and not self._warned:
+            self._warned = True
+            self._say(NOT_DEDUPLICATED)
+
     def _on_sent(self, sent: int, size: int) -> None:
         with self._lock:
             self._sent, self._size = sent, size
@@ -340,4 +351,13 @@ def sum_usage(batches: Iterable[Batch]) -> Usage | None:
         if batch.usage is None:
             return None
         total = batch.usage if total is None else total + batch.usage
+    return total
+
+
+def sum_deduplicated(batches: Iterable[Batch]) -> Deduplicated | None:
+    """What was saved in batches together; None if none says."""
+    total: Deduplicated | None = None
+    for batch in batches:
+        if batch.deduplicated is not None:
+            total = batch.deduplicated if total is None else total + batch.deduplicated
     return total

@@ -19,6 +19,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What is asked for; see the options of `batchery run`.
 
     Attributes:
+        deduplicate: have the server send identical deterministic requests once.
         lines_to: a function that is given each result line as it lands; None for none.
     """
 
@@ -44,6 +45,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
     prices: str | None = None
     output_tokens: int | None = None
     max_cost: float | None = None
+    deduplicate: bool = False
     lines_to: Any = None
 
 

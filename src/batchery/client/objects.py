@@ -38,6 +38,27 @@ class Usage(msgspec.Struct, frozen=True):
         )
 
 
+class Deduplicated(msgspec.Struct, frozen=True):
+    """What a server saved by sending identical requests once.
+
+    Attributes:
+        requests: completed ones that were answered by the answer to another.
+        input_tokens, output_tokens: that these would have taken.
+    """
+
+    requests: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    def __add__(self, other: Deduplicated) -> Deduplicated:
+        """The sum of two."""
+        return Deduplicated(
+            self.requests + other.requests,
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+        )
+
+
 class Batch(msgspec.Struct, frozen=True):
     """A batch as a server reports it.
 
@@ -51,6 +72,7 @@ class Batch(msgspec.Struct, frozen=True):
         window: the completion window.
         created_at, expires_at: Unix seconds; None where the server does not say.
         ended_at: the terminal stamp, Unix seconds; None before there is one.
+        deduplicated: what was saved so far; None where it was not asked for, or the server does not do it.
     """
 
     id: str
@@ -68,6 +90,7 @@ class Batch(msgspec.Struct, frozen=True):
     created_at: int | None = None
     expires_at: int | None = None
     ended_at: int | None = None
+    deduplicated: Deduplicated | None = None
 
     @property
     def terminal(self) -> bool:
@@ -109,6 +132,7 @@ def read_batch(value: Any) -> Batch:
         created_at=_moment(value.get("created_at")),
         expires_at=_moment(value.get("expires_at")),
         ended_at=next((at for name in _ENDS if (at := _moment(value.get(name))) is not None), None),
+        deduplicated=_deduplicated(value.get("deduplicated")),
     )
 
 
@@ -140,6 +164,12 @@ def read_usage(value: Any) -> Usage | None:
             cached = _count(_dict(usage.get(f"{sent}_details")).get("cached_tokens"))
             return Usage(_count(usage[sent]), _count(usage.get(received)), cached)
     return None
+
+
+def _deduplicated(value: Any) -> Deduplicated | None:
+    if not isinstance(value, dict):
+        return None
+    return Deduplicated(*(_count(value.get(name)) for name in ("requests", "input_tokens", "output_tokens")))
 
 
 def _problems(errors: Any) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from rich.progress import Progress as Bar
 
 from batchery.client.inputs import megabytes
 from batchery.client.job import Progress
+from batchery.client.objects import Deduplicated
 
 LINE_EVERY = 5.0  # seconds between two lines in a log while nothing but the counts changes
 RATE_OVER = 30.0  # seconds that the shown rate is a mean of
@@ -99,6 +100,16 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def saving(saved: Deduplicated | None) -> str | None:
+    """What was saved by sending identical requests once, in words; None if nothing was."""
+    if saved is None or not saved.requests:
+        return None
+    return (
+        f"{saved.requests} request{'s' * (saved.requests > 1)} answered by another's answer, "
+        f"{saved.input_tokens} input and {saved.output_tokens} output tokens"
+    )
 
 
 class Nothing:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from batchery.client.errors import SettingsError
+from batchery.client.objects import Deduplicated
 from batchery.client.state import JobFolder, sync_folder
 
 
@@ -20,6 +21,8 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
         server: who ran it.
         rows, ok, failed, not_run: of the inputs.
         input_tokens, output_tokens, cached_tokens: None where nobody says.
+        deduplicated: requests that were answered by another's answer, and the tokens that this saved, which are not in
+            the counts above; None where that was not asked for, or the server does not do it.
         cost: in `currency`; None where no price is known.
         began_at, ended_at: Unix seconds; elapsed_s between them, rows_per_s while this run followed.
         window: the completion window.
@@ -44,6 +47,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     input_tokens: int | None = None
     output_tokens: int | None = None
     cached_tokens: int | None = None
+    deduplicated: Deduplicated | None = None
     cost: float | None = None
     currency: str | None = None
     began_at: float = 0.0

@@ -65,4 +65,5 @@ def _as_new_batch(api: Api, batch: Batch, value: dict[str, object], folder: Path
         metadata={TAG: key, "retry_of": batch.id},
         key=key,
         tag=key,
+        deduplicate=batch.deduplicated is not None,
     )

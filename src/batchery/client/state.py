@@ -105,6 +105,8 @@ class JobState(msgspec.Struct):
         round: how often failed requests were run again.
         began_at: when the job was first begun, Unix seconds.
         deadline: when it should be done, Unix seconds; None where the user set none.
+        deduplicate: whether its batches are to be created so that identical requests are sent once; None after the
+            server has refused that.
         version: of this layout.
     """
 
@@ -122,6 +124,7 @@ class JobState(msgspec.Struct):
     round: int = 0
     began_at: float = 0.0
     deadline: float | None = None
+    deduplicate: bool | None = False
     version: int = VERSION
 
     def add(self, part: Part) -> None:
@@ -161,6 +164,7 @@ def new_state(
     format: str = "raw",
     now: float = 0.0,
     deadline: float | None = None,
+    deduplicate: bool = False,
 ) -> JobState:
     """The state of a job that has not begun.
 
@@ -175,6 +179,7 @@ def new_state(
         format: of the output.
         now: Unix seconds.
         deadline: when it should be done, Unix seconds.
+        deduplicate: have identical requests sent once.
     """
     paths = [source.path for source in inputs]
     state = JobState(
@@ -190,6 +195,7 @@ def new_state(
         format=format,
         began_at=now,
         deadline=deadline,
+        deduplicate=deduplicate,
     )
     for piece in inputs if pieces is None else pieces:
         state.add(new_part(piece, endpoint, input=paths.index(piece.path)))
@@ -226,6 +232,9 @@ def resume_state(saved: JobState | None, wanted: JobState) -> JobState:
         differences.append(f"its output format is {saved.format}, and this command says {wanted.format}")
     if differences:
         raise ResumeError(f"an unfinished job is saved for this output, but {'; '.join(differences)}")
+    # All batches of a job are created alike. While there can be none, what is asked for now counts.
+    if saved.deduplicate is None or not any(part.create_sent for part in saved.parts):
+        saved.deduplicate = wanted.deduplicate
     # The content is what counts; a file may have been moved.
     saved.inputs, saved.sources = wanted.inputs, wanted.sources
     for part in saved.parts:

@@ -23,6 +23,10 @@ FULL = 30.0
 """Seconds until a batch that the server had no room for, beside those of this job that run, is offered again."""
 
 
+NOT_DEDUPLICATED = "Warning: this server does not do --deduplicate; every request is sent, and paid for"
+"""What to say where a batch for which that was asked has no `deduplicated`."""
+
+
 class Submitter:
     """Uploads parts and creates their batches. Its methods may be called from several threads.
 
@@ -50,6 +54,7 @@ class Submitter:
         self._on_sent = on_sent
         self._is_busy = is_busy
         self._say = say
+        self._deduplicate = bool(state.deduplicate)
         self._lock = threading.Lock()
         self._window_lock = threading.Lock()
         self._sent: dict[str, int] = {}
@@ -102,12 +107,16 @@ class Submitter:
                     metadata={TAG: part.batch_key},
                     key=part.batch_key,
                     tag=part.batch_key,
+                    deduplicate=self._deduplicate,
                 )
             except QuotaError as error:
                 if error.status != 429 or not self._is_busy():
                     raise
                 self._api.pause(FULL)
             except ApiError as error:
+                if error.param == "deduplicate":
+                    self._state.deduplicate = None
+                    self._save()
                 self._take_other_window(window, error)
         part.batch_id = batch.id
         self._save()

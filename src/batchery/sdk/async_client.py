@@ -123,10 +123,16 @@ class AsyncBatches:
         endpoint: str = "/v1/chat/completions",
         window: str = "24h",
         metadata: dict[str, str] | None = None,
+        deduplicate: bool = False,
     ) -> Batch:
         """`POST /batches`, once whatever happens."""
         return await asyncio.to_thread(
-            self._batches.create, input_file_id, endpoint=endpoint, window=window, metadata=metadata
+            self._batches.create,
+            input_file_id,
+            endpoint=endpoint,
+            window=window,
+            metadata=metadata,
+            deduplicate=deduplicate,
         )
 
     async def retrieve(self, batch_id: str, *, wait: int = 0) -> Batch:

@@ -56,6 +56,7 @@ class RunOptions(TypedDict, total=False):
     output_tokens: int | None
     prices: str | os.PathLike[str] | None
     retries: int
+    deduplicate: bool
     overwrite: bool
 
 
@@ -188,6 +189,7 @@ class Client:
         output_tokens: int | None = None,
         prices: str | os.PathLike[str] | None = None,
         retries: int = 2,
+        deduplicate: bool = False,
         overwrite: bool = False,
     ) -> BatchJob[Any]:
         """Run rows as batches. Returns once all rows are checked and the job is on its way.
@@ -217,6 +219,8 @@ class Client:
             output_tokens: expected of each answer, for the cost.
             prices: your own price table (TOML).
             retries: how often rows that may yet succeed are run again.
+            deduplicate: have identical requests that leave nothing to chance sent once, and answered for all. On a
+                server that does not do it every request is sent, and `receipt().deduplicated` is None.
             overwrite: start anew, even if there are results or an unfinished job.
 
         Raises:
@@ -252,6 +256,7 @@ class Client:
                 output_tokens=output_tokens,
                 prices=None if prices is None else str(prices),
                 retries=retries,
+                deduplicate=deduplicate,
                 output_format="jsonl",
                 overwrite=overwrite,
                 upstream=self._upstream,

@@ -10,7 +10,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from batchery.client.job import Progress
-from batchery.client.progress import Display, Nothing, Terminal, display_for, duration
+from batchery.client.progress import Display, Nothing, Terminal, display_for, duration, saving
 from batchery.client.receipt import Receipt
 
 if TYPE_CHECKING:
@@ -92,6 +92,8 @@ def html_of(
         facts["time"] = duration(receipt.elapsed_s)
         if receipt.input_tokens is not None:
             facts["tokens"] = f"{receipt.input_tokens} in, {receipt.output_tokens} out"
+        if (saved := saving(receipt.deduplicated)) is not None:
+            facts["saved"] = saved
         if receipt.cost is not None:
             facts["cost"] = f"${receipt.cost:.4f}"
         if receipt.output is not None:

@@ -127,6 +127,7 @@ class Batches:
         endpoint: str = "/v1/chat/completions",
         window: str = "24h",
         metadata: dict[str, str] | None = None,
+        deduplicate: bool = False,
     ) -> Batch:
         """`POST /batches`, once whatever happens: it has an idempotency key, and a tag to find it again by.
 
@@ -135,6 +136,8 @@ class Batches:
             endpoint: the url of its lines.
             window: the completion window.
             metadata: your own.
+            deduplicate: have identical requests that leave nothing to chance sent once; on a server that does so the
+                batch has `deduplicated`.
         """
         key = f"batch-{uuid.uuid4()}"
         with in_words_of_programs():
@@ -145,6 +148,7 @@ class Batches:
                 metadata={**(metadata or {}), "batchery": key},
                 key=key,
                 tag=key,
+                deduplicate=deduplicate,
             )
 
     def retrieve(self, batch_id: str, *, wait: int = 0) -> Batch:
