@@ -119,7 +119,8 @@ def serve(
     import uvloop  # noqa: PLC0415
 
     from batchery.cli import logs  # noqa: PLC0415
-    from batchery.cli.options import fail, open_upstreams, read_settings  # noqa: PLC0415
+    from batchery.cli.options import fail, read_settings  # noqa: PLC0415
+    from batchery.cli.upstreams import open_upstreams  # noqa: PLC0415
     from batchery.server.supervisor import FolderInUseError, FolderLock  # noqa: PLC0415
 
     settings = read_settings(
@@ -212,7 +213,7 @@ def _port(settings: Settings) -> int:
 
 
 async def _serve(settings: Settings, lock: object, exit_with_stdin: bool) -> int:
-    from batchery.cli.options import open_upstreams  # noqa: PLC0415
+    from batchery.cli.upstreams import open_upstreams  # noqa: PLC0415
     from batchery.server.supervisor import FolderLock, Supervisor  # noqa: PLC0415
     from batchery.store.blobs import open_folder, open_url  # noqa: PLC0415
     from batchery.store.database import Database  # noqa: PLC0415

@@ -60,7 +60,8 @@ def worker(
     import uvloop  # noqa: PLC0415
 
     from batchery.cli import logs  # noqa: PLC0415
-    from batchery.cli.options import open_upstreams, read_settings  # noqa: PLC0415
+    from batchery.cli.options import read_settings  # noqa: PLC0415
+    from batchery.cli.upstreams import open_upstreams  # noqa: PLC0415
     from batchery.engine.worker import Worker, WorkerSettings  # noqa: PLC0415
     from batchery.server.settings import Settings  # noqa: PLC0415
     from batchery.store.blobs import open_folder, open_url  # noqa: PLC0415
