@@ -17,7 +17,7 @@ from tests.receivers import SECRET, Delivery, Receiver, accept, first, hang, rec
 from tests.requests import chat_file, chat_line
 
 LOCAL = ("--webhook-networks", "127.0.0.1")
-KILLS = int(os.environ.get("KILLS", "6"))
+KILLS = int(os.environ.get("KILLS", "4"))
 
 
 def connect(running: Process) -> openai.OpenAI:

@@ -21,7 +21,7 @@ import pytest
 from tests.processes import Process, serve, simulator, wait_for
 from tests.requests import by_custom_id, chat_file, chat_line
 
-KILLS = int(os.environ.get("KILLS", "6"))
+KILLS = int(os.environ.get("KILLS", "4"))
 IN_FLIGHT = 32
 UNRECORDED = 128
 """Answers that may lie between two commits: 32 slots of 30 ms give one a ms, and a commit may take 100 ms."""
