@@ -23,7 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from batchery.store import sqlite_driver
 from batchery.store.errors import StoreUnavailable, classify
-from batchery.store.sqlite_at_once import Body, Looker, Writer
+from batchery.store.sqlite_at_once import Body, Looker, Transactions
 from batchery.store.sqlite_driver import Driver
 from batchery.store.turns import BEGIN, POLL_MS, TurnTaking
 
@@ -81,7 +81,7 @@ class Database:
         if self.is_sqlite:
             self._writer = _sqlite_engine(url, BEGIN, 1)
             self._reader = _sqlite_engine(url, sqlite_driver.BEGIN, readers)
-            self._whole, self._looker = Writer(_sync_engine(url, BEGIN)), Looker(_sync_engine(url, None))
+            self._whole, self._looker = Transactions(_sync_engine(url, BEGIN)), Looker(_sync_engine(url, None))
         else:
             self._writer = create_async_engine(url, pool_size=readers + 2, max_overflow=4, pool_pre_ping=True)
             self._reader = self._writer.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)

@@ -57,7 +57,7 @@ def run(body: Body[T], connection: sa.Connection) -> T:
     raise RuntimeError("a transaction that is to be done at once waits for something else than the database")
 
 
-class Writer:
+class Transactions:
     """Does whole transactions in a thread of its own, each in one call; the caller sees to it that there is one at a
     time.
 
