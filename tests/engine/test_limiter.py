@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 
-from batchery.engine.limit import FixedLimit
+from batchery.engine.limit import FixedLimit, Limit
 from batchery.engine.limiter import AdaptiveLimit
 from tests.engine.capacity import Over, run
+from tests.engine.decoding import decode
 
 Latency = Callable[[random.Random], float]
 
@@ -173,3 +175,35 @@ def test_an_operators_limit_is_kept_to() -> None:
 def test_the_ceiling_is_never_passed() -> None:
     course = run(AdaptiveLimit(ceiling=50), 10, over="queue", capacity=lambda _: 256, latency=steady)
     assert max(course.limits) == 50
+
+
+class Model(NamedTuple):
+    """A model server and what is asked of it, as for `decode`."""
+
+    places: int
+    step: float
+    each: float
+    tokens: float
+    spread: float
+
+
+SMALL_MODEL = Model(1_024, 0.008, 0.00002, 300, 0.6)
+LARGE_MODEL = Model(256, 0.025, 0.0001, 500, 0.8)
+
+
+@pytest.mark.parametrize(("model", "seconds"), [(SMALL_MODEL, 600), (LARGE_MODEL, 1_800)])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_model_server_is_kept_full(model: Model, seconds: int, seed: int) -> None:
+    """Answers take 10 to 30 s when it is, and the more there are the longer, though none waits."""
+
+    def tokens(limit: Limit, seconds: int, seed: int) -> tuple[float, list[int]]:
+        step, each, mean, spread = model[1:]
+        done, limits = decode(
+            limit, seconds, places=lambda _: model.places, step=step, each=each, tokens=mean, spread=spread, seed=seed
+        )
+        return sum(done[seconds // 2 :]) / (seconds - seconds // 2), sorted(limits[seconds // 2 :])
+
+    found, limits = tokens(AdaptiveLimit(), seconds, seed)
+    best, _ = tokens(FixedLimit(model.places), 200, 1)
+    assert found >= 0.92 * best
+    assert limits[len(limits) // 2] <= 3 * model.places

@@ -29,7 +29,11 @@ class Growth:
 
     def __init__(self, since: float, number: int, latency: float | None) -> None:
         self.latency = latency
+        self._since = since
         self._first = number
+        self._started: float | None = None
+        self._results = 0
+        self._latency = 0.0
         self._steps = [(since, number)]  # since when there was which number
         self._seen: list[tuple[int, float]] = []  # with how many in flight how many were answered a second
 
@@ -42,10 +46,27 @@ class Growth:
         """The number that there was at some time."""
         return max((number for since, number in self._steps if since < at), default=self._first)
 
-    def is_enough(self, results: int, number: int) -> bool:
-        """Whether so many answers tell how long they take. The first answers to come are the quick ones, so at first
-        all that were sent are needed."""
-        return results >= (self._first if self.latency is None else max(FEWEST, number // 4))
+    def count(self, now: float, began: float, number: int) -> tuple[float, int, float] | None:
+        """Count an answer, with so many in flight.
+
+        Returns:
+            Once there are enough to tell how long they take: in how many seconds how many came, and how long they took
+            in the mean. Then the count begins anew.
+        """
+        if began < self._since:
+            return None
+        if self._started is None:
+            self._started = now
+        self._results += 1
+        self._latency += now - began
+        seconds = max(1e-6, now - self._started)
+        # The first answers to come are the quick ones, so at first all that were sent are needed.
+        enough = self._first if self.latency is None else max(FEWEST, number // 4)
+        if self._results < enough or seconds < (self.latency or 0.0):
+            return None  # answers may come in bursts, since they were sent in bursts
+        seen = seconds, self._results, self._latency / self._results
+        self._started, self._results, self._latency = now, 0, 0.0
+        return seen
 
     def has_ended(self, now: float, seconds: float, results: int, latency: float, *, ceiling: int, gain: float) -> bool:
         """Whether growth ends with what was seen last.

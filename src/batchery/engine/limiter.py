@@ -22,6 +22,7 @@ import math
 
 from batchery.engine.growth import Growth
 from batchery.engine.refusals import MOST_BACKGROUND, Refusals
+from batchery.engine.round import Round
 
 START = 32
 CEILING = 2_048
@@ -34,8 +35,9 @@ ROUND = 3
 """How often the number in flight must complete for a round to be measured."""
 
 LEAST_RESULTS = 128
-LONGEST_ROUND = 20.0
-"""Seconds after which a round is measured with what it has, if that is at least the number in flight."""
+LONGEST_ROUND, TOLERANCE = 20.0, 0.05
+"""Seconds after which a round is measured with what it has, if that is at least the number in flight and its work is
+known with this relative standard error."""
 
 SMALLEST_STEP, FIRST_STEP, LARGEST_STEP = 1.2, 1.5, 4.0
 
@@ -45,7 +47,7 @@ PAID = 0.6
 QUEUED = 1.3
 """How much longer than at their quickest answers take when a smaller number is tried as often as a larger one."""
 
-RESTS = 4
+RESTS = 3
 """Rounds between two tries, once neither direction has helped."""
 
 TRIES_DOWN, MOST_TRIES_DOWN = 4, 32
@@ -54,6 +56,10 @@ unless something has changed."""
 
 UNSEEN = 0.01
 """The relative loss of work for a step down that does not count: rounds differ by more."""
+
+DOUBT = 0.7
+"""Standard errors by which work at a smaller number must beat what would do for a step down. Where answers are few and
+differ much, rounds differ more than the numbers do; and too few in flight cost work, where some too many cost none."""
 
 LEAPS, MOST_LEAPS = 8, 256
 """Steps down before one goes straight to what should fit, after such a one has cost work; twice as many each time."""
@@ -91,6 +97,7 @@ class AdaptiveLimit:
         self._ceiling = ceiling
         self._base = self.limit = self._target = min(start, ceiling)
         self._work_at_base: float | None = None
+        self._error_at_base = 0.0
         self._latency_at_base: float | None = None
         self._least_latency = math.inf
         self._growth: Growth | None = Growth(float("-inf"), self.limit, None)
@@ -111,13 +118,7 @@ class AdaptiveLimit:
         self._falling = False  # whether there was a cut, and no measured round since then
         self._fell_from = self._fits = 0
         self._doubted = 0.0  # the share of refusals that a step down is to explain
-        # The round under way.
-        self._changed_at = float("-inf")
-        self._started: float | None = None
-        self._results = 0
-        self._work = 0.0
-        self._latency = 0.0
-        self._filled = 0
+        self._round = Round()
 
     def answered(self, now: float, *, began: float, in_flight: int, work: float) -> None:
         if began >= self._refusals.since:
@@ -135,26 +136,20 @@ class AdaptiveLimit:
             # One more for each that completes, so that a server which refuses does so to few.
             self.limit += 1
             if self.limit == self._target:
-                self._begin_round(now)
+                self._begin_round(now, self._base)
             return
-        if began < self._changed_at:
-            return  # sent under another number
-        if self._started is None:
-            self._started = now
+        if self._is_closing_in():
+            if began < self._round.changed_at:
+                return  # it does not tell whether there is room for the number that there is now
+            self._round.settled()
+        if not self._round.add(now, began=began, in_flight=in_flight, work=work) or not self._is_enough(now):
             return
-        self._results += 1
-        self._work += work
-        self._latency += now - began
-        self._filled += in_flight
-        seconds = now - self._started
-        if not self._is_enough(now, seconds):
-            return
-        if self._filled < 0.9 * self.limit * self._results:
+        if not self._round.was_filled(self.limit):
             self._began_short(now)
         elif self.limit == self._base:
-            self._measured_at_rest(now, self._work / max(seconds, 1e-6))
+            self._measured_at_rest(now, self._round.rate(now))
         else:
-            self._measured_a_step(now, self._work / max(seconds, 1e-6))
+            self._measured_a_step(now, self._round.rate(now))
 
     def refused(self, now: float, *, began: float, in_flight: int) -> None:
         if in_flight < IN_USE * self.limit:
@@ -217,14 +212,15 @@ class AdaptiveLimit:
         self._up, self._step, self._rests = True, SMALLEST_STEP, 0
         self._tries_down = TRIES_DOWN
 
-    def _is_enough(self, now: float, seconds: float) -> bool:
+    def _is_enough(self, now: float) -> bool:
         """Whether the round is to be judged."""
+        results = self._round.results
         if self._is_closing_in():
             # A server that has no room for one more says so within the time that its last refusal took.
-            return self._results >= max(LEAST_ANSWERS, self.limit) and now - self._changed_at > 2 * self._refusals.took
-        if self._results >= max(LEAST_RESULTS, ROUND * self.limit):
+            return results >= max(LEAST_ANSWERS, self.limit) and now - self._round.changed_at > 2 * self._refusals.took
+        if results >= max(LEAST_RESULTS, ROUND * self.limit):
             return True
-        return seconds > LONGEST_ROUND and self._results >= self.limit
+        return results >= self.limit and self._round.seconds(now) > LONGEST_ROUND and self._round.error < TOLERANCE
 
     def _is_closing_in(self) -> bool:
         """Whether the number lies between the one that has proved good and the one at which refusals came: so near to
@@ -242,17 +238,10 @@ class AdaptiveLimit:
         if in_flight >= 0.9 * self.limit and self.limit < self._ceiling:
             self.limit += 1
             growth.grew(now, self.limit)
-        if began < self._changed_at:
+        seen = growth.count(now, began, self.limit)
+        if seen is None:
             return
-        if self._started is None:
-            self._started = now
-        self._results += 1
-        self._latency += now - began
-        seconds = max(1e-6, now - self._started)
-        if not growth.is_enough(self._results, self.limit) or seconds < (growth.latency or 0.0):
-            return  # answers may come in bursts, since they were sent in bursts
-        results, latency = self._results, self._latency / self._results
-        self._started, self._results, self._latency = now, 0, 0.0
+        seconds, results, latency = seen
         if growth.latency is None:
             self._latency_at_base = self._least_latency = latency
         gain = ELASTICITY * math.log(2)
@@ -266,7 +255,7 @@ class AdaptiveLimit:
         self._begin_round(now)
 
     def _measured_at_rest(self, now: float, work: float) -> None:
-        before = self._work_at_base
+        before, was_queued = self._work_at_base, self._is_queued()
         self._note_latency()
         share = self._refusals.share
         # Just after a cut some may be left of the ones before.
@@ -276,6 +265,7 @@ class AdaptiveLimit:
         self._refusals.begin(now)
         if before is None:
             self._work_at_base = work
+            self._error_at_base = self._round.error
         elif abs(math.log(work / before)) > SHIFT:
             # Less work from the same number: there is less capacity, and a smaller number may do as well. This round
             # may be half of the time before, so the next one counts.
@@ -288,6 +278,10 @@ class AdaptiveLimit:
             return
         else:
             self._work_at_base = math.sqrt(before * work)
+            if was_queued and not self._is_queued():
+                # No request waits any longer, so a larger number may do more.
+                self._up, self._step, self._rests = True, FIRST_STEP, 0
+            self._error_at_base = math.hypot(self._round.error, self._error_at_base) / 2
         if doubtful and self._base > 1:
             self._doubted = share
             self._up, self._step = False, SMALLEST_STEP
@@ -319,12 +313,14 @@ class AdaptiveLimit:
             self._go_to(self._base, now)  # refusals that were still coming in have changed what is known
             return
         gain = math.log(work / self._work_at_base) - ELASTICITY * math.log(self.limit / self._base)
-        if gain > (0.0 if self.limit > before else -UNSEEN):
+        doubt = DOUBT * math.hypot(self._round.error, self._error_at_base)
+        if gain > (0.0 if self.limit > before else -UNSEEN + doubt):
             self._leap = False
             if self.limit < before:
                 self._tries_down = TRIES_DOWN
             paid = self.limit > before and gain > (PAID - ELASTICITY) * math.log(self.limit / before)
             self._base, self._work_at_base = self.limit, work
+            self._error_at_base = self._round.error
             self._step = min(LARGEST_STEP, self._step * 1.25)
             self._note_latency()
             self._refusals.begin(now)
@@ -373,7 +369,7 @@ class AdaptiveLimit:
         self._up, self._rests = True, RESTS
 
     def _note_latency(self) -> None:
-        self._latency_at_base = self._latency / self._results
+        self._latency_at_base = self._round.latency
         self._rate_at_base = self.limit / max(1e-6, self._latency_at_base)
         # The quickest is forgotten slowly, as later requests may be longer.
         self._least_latency = min(1.02 * self._least_latency, self._latency_at_base)
@@ -387,7 +383,7 @@ class AdaptiveLimit:
         self._target = target
         if target < self._base:
             self.limit = target
-            self._begin_round(now)
+            self._begin_round(now, self._base)
 
     def _upwards(self) -> int | None:
         """The next number above the base; None where none is to be tried now."""
@@ -420,10 +416,10 @@ class AdaptiveLimit:
         limit = max(1, min(self._ceiling, limit))
         if limit != self._base:
             self._work_at_base = None
-        self._base = self.limit = self._target = limit
+        former, self._base, self.limit, self._target = self.limit, limit, limit, limit
         self._doubted = 0.0
         self._refusals.begin(now)
-        self._begin_round(now)
+        self._begin_round(now, former)
 
     def _began_short(self, now: float) -> None:
         """There was too little to send: nothing is learned, and nothing above what was used is known to be good."""
@@ -432,10 +428,7 @@ class AdaptiveLimit:
         else:
             self._begin_round(now)
 
-    def _begin_round(self, now: float) -> None:
-        self._changed_at = now
-        self._started = None
-        self._results = 0
-        self._work = 0.0
-        self._latency = 0.0
-        self._filled = 0
+    def _begin_round(self, now: float, former: int | None = None) -> None:
+        """Measure anew; if the number has changed just now, from which."""
+        changed = former is not None and former != self.limit
+        self._round.begin(now, unsettled=max(former or 0, self.limit) if changed else 0)
