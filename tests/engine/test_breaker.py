@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from batchery.engine.breaker import FRESH, FRESH_UNREACHABLE, ROW, Breaker
+from batchery.engine.breaker import FRESH, FRESH_UNREACHABLE, ROW, Breaker, refuses_model
 from batchery.store.batches import decode_errors
 from batchery.upstreams.base import Answer, Fault
 from batchery.upstreams.http import HttpUpstream
@@ -47,6 +47,30 @@ def test_the_same_permanent_answer_in_a_row_trips_it(answer: Answer, code: str) 
     assert breaker.verdict(OTHER, 0.0) is None
     assert breaker.verdict((KIND[0], "/v1/embeddings"), 0.0) is None
     assert breaker.tripped == 1
+
+
+@pytest.mark.parametrize(
+    ("outcome", "refuses"),
+    [
+        (NO_MODEL, True),
+        (
+            Answer(404, b'{"message": "The model `model-a` does not exist.", "type": "NotFoundError", "code": 404}'),
+            True,
+        ),
+        (Answer(404, b'{"error": {"code": "model_not_found"}}'), True),
+        (Answer(400, b'{"error": {"code": "model_not_found"}}'), True),
+        (Answer(404, b'{"detail": "Not Found"}'), False),  # there is no such path
+        (Answer(400, b'{"error": {"message": "The context of model-a is too short."}}'), False),
+        (NO_KEY, False),
+        (Answer(500, b"{}"), False),
+        (AWAY, False),
+    ],
+)
+def test_which_answers_refuse_the_model(outcome: Answer | Fault, refuses: bool) -> None:
+    assert refuses_model(outcome, KIND[0]) == refuses
+    breaker = after(Breaker(), outcome, ROW)
+    assert breaker.refuses_model(KIND) == refuses
+    assert not breaker.refuses_model(OTHER)
 
 
 def test_the_reason_says_what_the_upstream_said() -> None:
@@ -109,7 +133,7 @@ async def test_a_wrong_model_fails_the_rest_of_its_batch_and_no_other(rig: Rig) 
     lines = [chat_line(f"request-{i}", f"prompt {i}", model="good" if i % 10 == 0 else "wrong") for i in range(2_000)]
     async with running_simulator(Behaviour(models=("good",))) as simulator:
         upstream = HttpUpstream(simulator.url)
-        async with rig.working(upstream, max_in_flight=8) as worker:
+        async with rig.working(upstream, max_in_flight=8, alone=True) as worker:
             id = await rig.create(await rig.upload(lines))
             worker.wake()
             row = await rig.ended(id)

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batchery.engine import finaliser as finaliser_module
 from batchery.engine.finaliser import Finaliser
+from batchery.engine.fleet import Fleet
 from batchery.engine.reader import Reader
 from batchery.engine.reaper import GONE_AFTER, Reaper
 from batchery.store import batches, results, schema, shards, workers
@@ -25,7 +26,7 @@ from tests.store.examples import add_batch, claim_any, segment
 
 def reaper(rig: Rig, worker: str = "me") -> Reaper:
     finaliser = Finaliser(rig.database, rig.blobs, Reader(rig.database, rig.blobs), worker, 10.0)
-    return Reaper(rig.database, finaliser, worker, platform.node())
+    return Reaper(rig.database, finaliser, Fleet(worker), worker, platform.node())
 
 
 async def add_worker(rig: Rig, id: str, *, host: str | None = None, pid: int = 0, silent: float = 0.0) -> str:

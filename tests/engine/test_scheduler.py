@@ -8,11 +8,12 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchery.engine.scheduler import AHEAD, RESERVED, RETRIES, Scheduler, held_back, urgency
+from batchery.engine.scheduler import AHEAD, ONLY, RESERVED, RETRIES, Scheduler, held_back, urgency
 from batchery.engine.work import LeasedShard
 from batchery.store.agenda import Running
 from batchery.store.shards import ShardRow
@@ -62,7 +63,7 @@ class Table:
         """Make way, lease what is missing, read one piece and take it as done; the batch that it was of."""
         for held in scheduler.overtaken(now):
             held.returning = True
-            scheduler.given_back(held)
+            scheduler.given_back(held, len(held.unread))
             self.left[held.batch_id] += len(held.unread)
             scheduler.remove(held)
         self.lease(scheduler, target, now)
@@ -219,7 +220,7 @@ def test_what_is_leased_of_a_later_deadline_does_not_block() -> None:
     assert [(held.batch_id, len(held.unread)) for held in overtaken] == [("day", SIZE)] * 2
     for held in overtaken:
         held.returning = True
-        scheduler.given_back(held)
+        scheduler.given_back(held, len(held.unread))
     assert scheduler.unread() == 0
     assert scheduler.overtaken(NOW) == []
     table.lease(scheduler, 512)
@@ -262,6 +263,39 @@ def test_a_batch_is_not_asked_again_that_had_nothing_free() -> None:
     assert "elsewhere" not in scheduler.wanted(4_096, NOW, size=SIZE)
     scheduler.update(table.agenda())
     assert "elsewhere" in scheduler.wanted(8_192, NOW, size=SIZE)
+
+
+def test_what_other_workers_are_for_is_in_nobody_s_way() -> None:
+    table, scheduler = Table(), Scheduler()
+    day = table.create("day", "a", 10_000)
+    table.running["day"] = msgspec.structs.replace(day, model="m")
+    scheduler.update(table.agenda())
+    table.lease(scheduler, 512)
+    hour = table.create("hour", "a", 10_000, window=HOUR)
+    table.running["hour"] = msgspec.structs.replace(hour, model="y")
+    scheduler.update(table.agenda())
+    elsewhere = frozenset(["y"])
+    assert scheduler.overtaken(NOW, elsewhere) == []  # it goes first, but not here
+    assert list(scheduler.wanted(2_048, NOW, size=SIZE, full=elsewhere)) == ["day"]
+    assert not scheduler.is_mixed(["day", "hour"])
+    scheduler.update(table.agenda())
+    assert scheduler.overtaken(NOW) != []  # once it may go here it does
+    assert "hour" in scheduler.wanted(2_048, NOW, size=SIZE)
+
+
+def test_a_batch_that_has_nothing_else_to_lease_is_asked_again_after_a_while() -> None:
+    table, scheduler = Table(), Scheduler()
+    table.create("mixed", "a", 10_000)
+    scheduler.update(table.agenda())
+    elsewhere = frozenset(["y"])
+    wanted = scheduler.wanted(512, NOW, size=SIZE, full=elsewhere)
+    assert scheduler.is_mixed(wanted)
+    scheduler.leased(wanted, [], elsewhere, NOW)
+    scheduler.update(table.agenda())
+    assert scheduler.overtaken(NOW, elsewhere) == []
+    assert scheduler.wanted(512, NOW + ONLY - 1, size=SIZE, full=elsewhere | {"z"}) == {}
+    assert "mixed" in scheduler.wanted(512, NOW + ONLY, size=SIZE, full=elsewhere), "others may have given some back"
+    assert "mixed" in scheduler.wanted(512, NOW, size=SIZE, full=frozenset(["z"]))
 
 
 def test_nothing_is_leased_after_its_window_or_beyond_what_is_wanted() -> None:

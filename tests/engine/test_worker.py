@@ -197,7 +197,7 @@ async def test_every_outcome_ends_as_the_contract_says(rig: Rig) -> None:
     async with (
         running_simulator(Behaviour(retry_after=0)) as simulator,
         upstream_of(simulator, timeout=0.4) as upstream,
-        rig.working(upstream),
+        rig.working(upstream, alone=True),
     ):
         file = await rig.upload(chat_line(name, f"{name} {text}") for name, text in directives.items())
         row = await rig.ended(await rig.create(file))
@@ -281,7 +281,7 @@ async def test_a_batch_of_which_everything_failed_has_failed(rig: Rig) -> None:
     async with (
         running_simulator(Behaviour(models=("other",))) as simulator,
         upstream_of(simulator) as upstream,
-        rig.working(upstream),
+        rig.working(upstream, alone=True),
     ):
         row = await rig.ended(await rig.create(await rig.upload(prompts(30))))
     output, error = await files_of(rig, row)

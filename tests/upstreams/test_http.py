@@ -445,7 +445,7 @@ async def test_a_server_that_dies_between_requests_is_met_again() -> None:
 async def test_the_models_that_it_serves() -> None:
     async with running_simulator(Behaviour(models=("a", "b"))) as simulator:
         upstream = HttpUpstream(simulator.url)
-        assert [model.id for model in await upstream.models()] == ["a", "b"]
+        assert [model.id for model in await upstream.models() or ()] == ["a", "b"]
         await upstream.close()
 
 
@@ -459,6 +459,7 @@ async def test_the_models_that_it_serves() -> None:
         b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n" + b'{"data":"\xff"}',
         b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{",
         b'HTTP/1.1 404 X\r\nContent-Length: 11\r\n\r\n{"data":[]}',
+        b'HTTP/1.1 200 OK\r\nContent-Length: 100005\r\n\r\n{"x":' + 100_000 * b"[",
         b"",
     ],
 )
@@ -470,9 +471,16 @@ async def test_a_server_that_does_not_say_its_models(body: bytes) -> None:
     assert server.requests[0][0].startswith("GET /v1/models ")
 
 
+async def test_the_models_of_a_server_that_is_loading_are_not_known_yet() -> None:
+    async with serving(b"HTTP/1.1 503 X\r\nContent-Length: 2\r\n\r\n{}") as server:
+        upstream = HttpUpstream(server.url)
+        assert await upstream.models() is None
+        await upstream.close()
+
+
 async def test_models_of_a_server_that_is_not_there() -> None:
     upstream = HttpUpstream(f"http://127.0.0.1:{refusing_port()}")
-    assert await upstream.models() == []
+    assert await upstream.models() is None
     await upstream.close()
 
 

@@ -51,6 +51,17 @@ def is_permanent(outcome: Answer | Fault) -> bool:
     return outcome.status in _PERMANENT
 
 
+def refuses_model(outcome: Answer | Fault, model: str) -> bool:
+    """Whether an outcome says that the upstream does not serve this model: by its code, or by a 404 that names it."""
+    if isinstance(outcome, Fault) or outcome.status not in (400, 404):
+        return False
+    return _is_of_model(outcome.status, failure_of(outcome.status, outcome.body), model)
+
+
+def _is_of_model(status: int, failure: Failure, model: str) -> bool:
+    return failure.code in _NO_MODEL or (status == 404 and model in failure.message)
+
+
 class _Row(msgspec.Struct):
     """The same answers in a row."""
 
@@ -145,6 +156,11 @@ class Breaker:
             f"The upstream gave {ROW} requests for the model {kind[0]!r} at {kind[1]} in a row the same answer, HTTP "
             f"status {row.status}: {row.failure.message} The others were not sent.",
         )
+
+    def refuses_model(self, kind: Kind) -> bool:
+        """Whether requests of this kind fail because the upstream does not serve the model."""
+        row = self._rows.get(kind)
+        return row is not None and _is_of_model(row.status, row.failure, kind[0])
 
     @property
     def tripped(self) -> int:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from batchery.engine import retry
-from batchery.engine.breaker import Breaker, Kind, is_permanent
+from batchery.engine.breaker import Breaker, Kind, is_permanent, refuses_model
 from batchery.engine.health import AWAY, Health
 from batchery.engine.limit import Limit
 from batchery.engine.outcomes import failure, success, unsent_failure
@@ -53,6 +53,8 @@ class Dispatcher:
         wanted: called when requests run low and more should be offered.
         dropped: called with a request that was given up unrecorded, because its batch has ended.
         others: the worker's other upstreams; None where this is the only one.
+        leaves: called with a request that has failed, and whether there is no such model; it says whether it has taken
+            the request back, because it is for another worker.
 
     Attributes:
         attempts: how many ended in which way: an HTTP status, or the kind of a fault.
@@ -68,6 +70,7 @@ class Dispatcher:
         wanted: Callable[[], None],
         dropped: Callable[[Work], None],
         others: Others | None = None,
+        leaves: Callable[[Work, bool], bool] = lambda *_: False,
     ) -> None:
         self.attempts: Counter[int | str] = Counter()
         self.unsent = 0
@@ -81,6 +84,7 @@ class Dispatcher:
         self._wanted = wanted
         self._dropped = dropped
         self._others = others
+        self._leaves = leaves
         self._ready: deque[Work] = deque()
         self._again: deque[Work] = deque()  # retries that are due
         self._retrying = 0
@@ -199,11 +203,12 @@ class Dispatcher:
         self._again.clear()
         return given
 
-    def stop_shards(self, stopping: set[LeasedShard]) -> None:
-        """Send nothing more of these shards; what is in flight goes on until `abort`."""
-        self.withdraw(stopping)
-        for work in self._waiting.drop(stopping):
+    def stop_shards(self, stopping: set[LeasedShard]) -> list[Work]:
+        """Send nothing more of these shards; what is in flight goes on until `abort`. Returns what is not."""
+        waiting = self._waiting.drop(stopping)
+        for work in waiting:
             self._dropped(work)
+        return self.withdraw(stopping) + waiting
 
     def withdraw(self, shards: set[LeasedShard], *, unsent: bool = False) -> list[Work]:
         """Take back what is ready to be sent of these shards, and drop it.
@@ -295,9 +300,11 @@ class Dispatcher:
                 await future
                 continue
             if self._breaker.watching and (
-                (reason := self._breaker.verdict((work.shard.model, work.url), now)) is not None
+                (reason := self._breaker.verdict(kind := (work.shard.model, work.url), now)) is not None
             ):
                 if self._others is not None and self._others.move(self, work):
+                    continue
+                if self._leaves(work, self._breaker.refuses_model(kind)):
                     continue
                 self._recorder.add(unsent_failure(work, reason))
                 work.body = b""
@@ -375,6 +382,8 @@ class Dispatcher:
                 self._others.rescue(self)
             if is_permanent(outcome) and not work.shard.stopping and self._others.move(self, work):
                 return
+        if self._leaves(work, refuses_model(outcome, work.shard.model)):
+            return
         tries = work.tries
         if retry.is_retryable(outcome):
             retry.note_failure(tries, outcome, others_succeeded=self._last_success > work.since)

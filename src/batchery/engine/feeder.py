@@ -11,6 +11,7 @@ import time
 from collections.abc import Collection
 
 from batchery.engine.copies import Copies
+from batchery.engine.fleet import Fleet
 from batchery.engine.planner import SHARD_REQUESTS
 from batchery.engine.pool import AHEAD, Pool
 from batchery.engine.reader import Reader
@@ -42,6 +43,7 @@ class Feeder:
         reader: for the lines.
         worker: the worker's id, who leases.
         lease: seconds for which it does.
+        fleet: says what is for other workers.
         to_feed, to_watch, to_finish: set when there may be something to do in that role.
 
     Attributes:
@@ -59,6 +61,7 @@ class Feeder:
         reader: Reader,
         worker: str,
         lease: float,
+        fleet: Fleet,
         to_feed: asyncio.Event,
         to_watch: asyncio.Event,
         to_finish: asyncio.Event,
@@ -69,6 +72,7 @@ class Feeder:
         self._reader = reader
         self._worker = worker
         self._lease_seconds = lease
+        self._fleet = fleet
         self._to_feed = to_feed
         self._to_watch = to_watch
         self._to_finish = to_finish
@@ -76,6 +80,7 @@ class Feeder:
         self._ahead = 1
         self._leased_at = 0.0
         self._stopping_since: dict[LeasedShard, float] = {}
+        self._left: list[Work] = []  # requests that were sent, and are for other workers
 
     def attach(self, pool: Pool, recorder: Recorder, copies: Copies) -> None:
         """Say who sends, records and copies; they in turn call `settle` and `recorded`."""
@@ -84,6 +89,7 @@ class Feeder:
     async def feed(self) -> bool:
         """Offer the pool more requests, if an upstream runs low and there are any for it."""
         pool, scheduler = self._pool, self.scheduler
+        self._leave_to_others()
         self._make_way()
         waiting_bytes = pool.waiting_bytes
         if (
@@ -94,7 +100,7 @@ class Feeder:
         ):
             return False
         held = held_back(pool.waiting_of, pool.limit, full=waiting_bytes >= OPEN_BYTES)
-        full = frozenset[str]() if pool.is_single else pool.full(scheduler.models())
+        full = self._fleet.elsewhere if pool.is_single else self._fleet.elsewhere | pool.full(scheduler.models())
         again = await self._lease(AHEAD * pool.limit, held, full)
         shard = scheduler.next(time.time(), time.monotonic(), held, full)
         if shard is None:
@@ -116,10 +122,11 @@ class Feeder:
         return True
 
     async def _lease(self, target: int, held: set[str], full: Collection[str] = ()) -> bool:
-        """Lease more shards, if fewer requests are at hand than there should be; none for models that are full.
+        """Lease more shards, if fewer requests are at hand than there should be; none for models that are full, or for
+        other workers.
 
         Returns:
-            Whether none came, because of models that are full: there may be others behind those.
+            Whether none came, because of such models: there may be others behind those.
         """
         now = time.time()
         wanted = self.scheduler.wanted(self._ahead * target, now, size=self._shard_size, held_back=held, full=full)
@@ -136,14 +143,15 @@ class Feeder:
             counts = {batch: item.shards for batch, item in wanted.items()}
             holding = [shard.id for shard in self.scheduler]
             until = now + self._lease_seconds
+            without = full if full and self.scheduler.is_mixed(wanted) else ()
             rows = await self._database.write_at_once(
                 lambda connection: shards.claim(
-                    connection, self._worker, counts, now, until, holding=holding, without=full
+                    connection, self._worker, counts, now, until, holding=holding, without=without
                 )
             )
             leased = [LeasedShard(row) for row in rows]  # only now: what cannot be committed is not leased
         finally:
-            self.scheduler.leased(wanted, leased, full)
+            self.scheduler.leased(wanted, leased, full, now)
         await self._reader.note_prefixes(leased)
         for shard in leased:
             self._shard_size = 0.7 * self._shard_size + 0.3 * shard.size
@@ -151,7 +159,7 @@ class Feeder:
 
     def _make_way(self) -> None:
         """Give back what is unsent of shards that would keep something more urgent waiting."""
-        overtaken = set(self.scheduler.overtaken(time.time()))
+        overtaken = set(self.scheduler.overtaken(time.time(), self._fleet.elsewhere))
         if not overtaken:
             return
         for shard in overtaken:
@@ -159,8 +167,46 @@ class Feeder:
         for work in self._pool.withdraw(overtaken, unsent=True):
             work.shard.unread.append((work.place, work.request))
         for shard in overtaken:
-            self.scheduler.given_back(shard)
+            self.scheduler.given_back(shard, len(shard.unread))
         self._to_watch.set()
+
+    # What is for other workers.
+
+    def leaves(self, work: Work, refused: bool) -> bool:
+        """Take back a request that has failed at the upstream, if it is for another worker.
+
+        Args:
+            refused: whether it has failed because there is no such model.
+        """
+        if work.shard.stopping or not self._fleet.leaves(work.shard.model, refused=refused):
+            return False
+        work.body = b""
+        self._left.append(work)  # not at once: its shard may be being read
+        self._to_feed.set()
+        return True
+
+    def _leave_to_others(self) -> None:
+        """Give back the shards that are for other workers, but for what is in flight of them."""
+        elsewhere = self._fleet.elsewhere
+        if not (elsewhere or self._left):
+            return
+        left, self._left = self._left, []
+        known = {shard for shard in self.scheduler if shard.stopping or shard.returning}
+        leaving = {shard for shard in self.scheduler if shard.model in elsewhere} | {work.shard for work in left}
+        leaving -= known
+        for shard in leaving:
+            shard.returning = True
+        for work in (*left, *self._pool.stop_shards(leaving)):
+            if not work.shard.stopping:
+                work.shard.unread.append((work.place, work.request))
+        for shard in leaving:
+            self.scheduler.given_back(shard, len(shard.unread))
+        for work in left:
+            if work.shard in known and work.shard.returning:
+                self.scheduler.given_back(work.shard, 1)
+            self.settle(work)
+        if leaving:
+            self._to_watch.set()
 
     # Settling: requests leave in one of two ways, recorded or given up.
 

@@ -39,6 +39,10 @@ AHEAD = 4
 MAX_KEYS = 10_000
 """Beginnings and models for which it is remembered where they go."""
 
+MAX_TOLD, MAX_NAME = 500, 256
+"""Models of one upstream that other workers are told of, and the characters of a name; the first in order of names. The
+rest counts there as listed by nobody."""
+
 
 class Destination(msgspec.Struct, frozen=True, kw_only=True):
     """An upstream, and how a worker uses it.
@@ -69,6 +73,7 @@ class Lane:
         dispatcher: what sends there.
         yielding: what makes room there for others; None for nothing.
         served: the models that it last said that it serves; None where it has never said.
+        told: what other workers are told of that, as `UpstreamSnapshot.served`.
     """
 
     def __init__(self, destination: Destination, dispatcher: Dispatcher) -> None:
@@ -77,6 +82,7 @@ class Lane:
         self.upstream = destination.upstream
         self.dispatcher = dispatcher
         self.served: frozenset[str] | None = None
+        self.told: list[str] | None = None
         self.yielding: Yielding | None = None
         if destination.yield_share and isinstance(destination.upstream, TellsLoad):
             self.yielding = Yielding(destination.upstream, dispatcher, destination.yield_share)
@@ -86,6 +92,15 @@ class Lane:
         """Requests queued and in flight, relative to what may be in flight."""
         dispatcher = self.dispatcher
         return (dispatcher.ready + dispatcher.in_flight) / dispatcher.limit
+
+    def lists(self, models: list[Model] | None) -> None:
+        """It was asked what it serves; None: it was not there. One that does not say just now serves what it did."""
+        if models:
+            self.served = frozenset(model.id for model in models)
+            # What others get is part of their queries, and not every database takes every character.
+            self.told = sorted(id for id in self.served if len(id) <= MAX_NAME and id.isprintable())[:MAX_TOLD]
+        elif models is not None and self.told is None:
+            self.told = []
 
     def snapshot(self) -> UpstreamSnapshot:
         """What a worker says of it."""
@@ -103,6 +118,7 @@ class Lane:
             waiting=None if load is None else load.waiting,
             running=None if load is None else load.running,
             cache=None if load is None else load.cache,
+            served=self.told,
         )
 
 
@@ -114,6 +130,7 @@ class Pool:
         recorder: takes the results.
         wanted: called when requests run low and more should be offered.
         dropped: called with a request that was given up unrecorded, because its batch has ended.
+        leaves: called with a request that has failed, as `Dispatcher` does.
 
     Attributes:
         lanes: one for each.
@@ -125,6 +142,7 @@ class Pool:
         recorder: Recorder,
         wanted: Callable[[], None],
         dropped: Callable[[Work], None],
+        leaves: Callable[[Work, bool], bool] = lambda *_: False,
     ) -> None:
         others = self if len(destinations) > 1 else None
         self.lanes = [
@@ -138,6 +156,7 @@ class Pool:
                     wanted,
                     dropped,
                     others,
+                    leaves,
                 ),
             )
             for one in destinations
@@ -242,10 +261,9 @@ class Pool:
         """Take back what is ready to be sent of these shards, and drop it; as `Dispatcher.withdraw`."""
         return [work for lane in self.lanes for work in lane.dispatcher.withdraw(shards, unsent=unsent)]
 
-    def stop_shards(self, stopping: set[LeasedShard]) -> None:
-        """Send nothing more of these shards; what is in flight goes on until `abort`."""
-        for lane in self.lanes:
-            lane.dispatcher.stop_shards(stopping)
+    def stop_shards(self, stopping: set[LeasedShard]) -> list[Work]:
+        """Send nothing more of these shards; what is in flight goes on until `abort`. Returns what is not."""
+        return [work for lane in self.lanes for work in lane.dispatcher.stop_shards(stopping)]
 
     def abort(self, stopping: set[LeasedShard]) -> None:
         """Break off what is in flight of these shards."""
@@ -308,16 +326,29 @@ class Pool:
     # Where a request goes.
 
     async def survey(self) -> bool:
-        """Ask each upstream what it serves; a role of the worker."""
-        if self._is_single:
-            return False
-        told = await asyncio.gather(*(lane.upstream.models() for lane in self.lanes))
-        for lane, models in zip(self.lanes, told, strict=True):
-            if models:  # one that does not answer just now has not changed what it serves
-                lane.served = frozenset(model.id for model in models)
+        """Ask each upstream what it serves; whether one says something new."""
+        before = [(lane.served, lane.told) for lane in self.lanes]
+        found = await asyncio.gather(*(lane.upstream.models() for lane in self.lanes))
+        for lane, models in zip(self.lanes, found, strict=True):
+            lane.lists(models)
         self._candidates.clear()
         self._orders.clear()
-        return False
+        return before != [(lane.served, lane.told) for lane in self.lanes]
+
+    @property
+    def listed(self) -> frozenset[str]:
+        """The models that the upstreams list."""
+        return frozenset(model for lane in self.lanes for model in lane.served or ())
+
+    @property
+    def takes_any(self) -> bool:
+        """Whether an upstream is there that has no list."""
+        return any(lane.served is None and lane.told is not None for lane in self.lanes)
+
+    @property
+    def is_surveyed(self) -> bool:
+        """Whether each upstream has been there to be asked."""
+        return all(lane.told is not None for lane in self.lanes)
 
     def _serving(self, model: str) -> list[Lane]:
         """The upstreams for a model: those that say that they serve it; else those that say nothing; else all, as one
@@ -366,7 +397,7 @@ async def list_models(upstreams: Sequence[Upstream]) -> list[Model]:
     told = await asyncio.gather(*(upstream.models() for upstream in upstreams))
     found: dict[str, Model] = {}
     for models in told:
-        for model in models:
+        for model in models or ():
             found.setdefault(model.id, model)
     return list(found.values())
 

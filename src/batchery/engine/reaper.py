@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batchery.engine import lifecycle
 from batchery.engine.finaliser import Finaliser
+from batchery.engine.fleet import Fleet
 from batchery.store import batches, shards, workers
 from batchery.store.database import Database
 from batchery.store.workers import WorkerRow
@@ -30,13 +31,15 @@ class Reaper:
     Args:
         database: the tables.
         finaliser: drops logs.
+        fleet: is shown every worker that there is.
         worker: its id.
         host: this machine, as `machine` in `worker` names it.
     """
 
-    def __init__(self, database: Database, finaliser: Finaliser, worker: str, host: str) -> None:
+    def __init__(self, database: Database, finaliser: Finaliser, fleet: Fleet, worker: str, host: str) -> None:
         self._database = database
         self._finaliser = finaliser
+        self._fleet = fleet
         self._worker = worker
         self._host = host
 
@@ -55,12 +58,13 @@ class Reaper:
         """
         now = time.time()
         async with self._database.write() as connection:
+            found = await workers.all_workers(connection)
             dead = [
-                worker.id
-                for worker in await workers.all_workers(connection)
-                if (alone and worker.id != self._worker) or self._is_dead(worker, now)
+                worker.id for worker in found if (alone and worker.id != self._worker) or self._is_dead(worker, now)
             ]
             await _give_back(connection, dead)
+        if not alone:
+            self._fleet.look(found, now)
         return len(dead)
 
     async def reap(self) -> bool:
@@ -77,7 +81,9 @@ class Reaper:
         now = time.time()
         async with self._database.read() as connection:
             overdue = await batches.overdue(connection, now)
-            dead = [worker.id for worker in await workers.all_workers(connection) if self._is_dead(worker, now)]
+            found = await workers.all_workers(connection)
+        self._fleet.look(found, now)
+        dead = [worker.id for worker in found if self._is_dead(worker, now)]
         if not overdue and not dead:
             return False
         async with self._database.write() as connection:

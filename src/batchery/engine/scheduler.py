@@ -41,7 +41,12 @@ AHEAD = 2 * MAX_LEASES
 MAX_MODELS = 1_000
 """Models of which it is known what was read last."""
 
+ONLY = 10.0
+"""Seconds for which a batch that had nothing else to lease is passed over while the same models are full: others may
+have given back what they held of it."""
+
 _KEYS = 1 << 64
+_NONE = (frozenset[str](), 0.0)
 
 
 def urgency(deadline: int, now: float) -> int:
@@ -132,7 +137,8 @@ class Scheduler:
         self._urgent: dict[int, FairShare] = {}
         self._has_news = False
         self._credit = 0.0  # of the reserve, in requests
-        self._only: dict[str, frozenset[str]] = {}  # by batch: when these models were full it had nothing else to lease
+        # By batch with several models: which were full when it had nothing else to lease, and until when that counts.
+        self._only: dict[str, tuple[frozenset[str], float]] = {}
         self._prefixes: dict[str, int] = {}  # by model: of what was read last
 
     def __iter__(self) -> Iterator[LeasedShard]:
@@ -158,7 +164,7 @@ class Scheduler:
         self._by_owner = {}
         for batch in running:
             self._put(_Entry(batch, batch.left - held.get(batch.id, 0)))
-        self._only = {id: models for id, models in self._only.items() if id in self._entries}
+        self._only = {id: only for id, only in self._only.items() if id in self._entries}
 
     def planned(self, batch: Running) -> None:
         """A batch has begun to run."""
@@ -232,9 +238,9 @@ class Scheduler:
     def _first_of(self, owner: str, now: float, held_back: Collection[str], full: Collection[str]) -> _Entry | None:
         for entry in self._by_owner[owner]:
             id = entry.batch.id
-            if entry.free > 0 and entry.batch.deadline > now and id not in held_back:
-                only = self._only.get(id) if full else None
-                if only is None or not only.issubset(full):
+            if entry.free > 0 and entry.batch.deadline > now and id not in held_back and entry.batch.model not in full:
+                models, until = self._only.get(id, _NONE) if full else _NONE
+                if now >= until or not models.issubset(full):
                     return entry
         return None
 
@@ -256,21 +262,26 @@ class Scheduler:
         return claim, share
 
     def leased(
-        self, wanted: dict[str, Wanted], shards: Iterable[LeasedShard], full: Collection[str] = frozenset()
+        self,
+        wanted: dict[str, Wanted],
+        shards: Iterable[LeasedShard],
+        full: Collection[str] = frozenset(),
+        now: float = 0.0,
     ) -> None:
         """These shards were leased, of those that were wanted.
 
         Args:
             full: models of which none was to be leased.
+            now: Unix seconds.
         """
         got: dict[str, list[LeasedShard]] = {id: [] for id in wanted}
         for shard in shards:
             got[shard.batch_id].append(shard)
         for id, some in got.items():
             count, size, share = wanted[id]
-            if full and not some:
-                self._only[id] = frozenset(full)
             entry = self._entries.get(id)
+            if full and not some and (entry is None or entry.batch.model is None):
+                self._only[id] = frozenset(full), now + ONLY
             if entry is None:  # as for a batch that has ended meanwhile
                 entry = _Entry(Running(id, "", 1.0, min((shard.deadline for shard in some), default=0), 0), 0)
             elif len(some) < count:
@@ -287,17 +298,18 @@ class Scheduler:
         if entry is not None and shard.returning:
             entry.free = max(entry.free, 0) + len(shard.unread)
 
-    def overtaken(self, now: float) -> list[LeasedShard]:
+    def overtaken(self, now: float, elsewhere: Collection[str] = frozenset()) -> list[LeasedShard]:
         """The shards with something unsent in the way of what is more urgent and not yet leased; told once after each
         news of what runs.
 
         Args:
             now: Unix seconds.
+            elsewhere: models that other workers are for.
         """
         if not self._has_news:
             return []
         self._has_news = False
-        waiting = self._waiting(now, ())
+        waiting = self._waiting(now, (), elsewhere)
         first = min((urgency(entry.batch.deadline, now) for entry in waiting.values()), default=1 << 30)
         return [
             shard
@@ -305,10 +317,16 @@ class Scheduler:
             if self._rank_of(shard, lease, now) > first and not (shard.stopping or shard.returning)
         ]
 
-    def given_back(self, shard: LeasedShard) -> None:
-        """A shard is given back, once what is in flight of it has ended: its owner does not pay for what is unread."""
+    def given_back(self, shard: LeasedShard, requests: int) -> None:
+        """So many requests of a shard are given back, once what is in flight of it has ended: its owner does not pay
+        for them."""
         lease = self._leases[shard]
-        lease.share.correct(lease.batch.owner, lease.batch.weight, -len(shard.unread))
+        lease.share.correct(lease.batch.owner, lease.batch.weight, -requests)
+
+    def is_mixed(self, wanted: Iterable[str]) -> bool:
+        """Whether one of these batches asks for several models, as far as is known."""
+        entries = map(self._entries.get, wanted)
+        return any(entry is None or entry.batch.model is None for entry in entries)
 
     @staticmethod
     def _rank_of(shard: LeasedShard, lease: _Lease, now: float) -> int:

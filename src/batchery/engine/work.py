@@ -30,7 +30,8 @@ class LeasedShard:
         copies: by place, (place, request) of those that are answered by the answer of the request there; None where
             there are no duplicates.
         stopping: whether nothing more of it is to be sent, because its batch has been cancelled or has expired.
-        returning: whether nothing more of it is to be sent, because it is given back for something more urgent.
+        returning: whether nothing more of it is to be sent, because it is given back: for something more urgent, or
+            because other workers are for its model.
     """
 
     __slots__ = (

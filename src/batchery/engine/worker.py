@@ -22,6 +22,7 @@ from batchery.engine.copies import Copies
 from batchery.engine.egress import Network
 from batchery.engine.feeder import Feeder
 from batchery.engine.finaliser import Finaliser
+from batchery.engine.fleet import Fleet
 from batchery.engine.planner import Planner
 from batchery.engine.pool import Destination, Pool
 from batchery.engine.reader import Reader
@@ -66,7 +67,13 @@ SILENCE = 2.0
 """Seconds between looks for workers that have died, and for logs that are left."""
 
 SURVEY = 15.0
-"""Seconds between looks at which upstream serves what, where there are several."""
+"""Seconds between looks at which upstream serves what."""
+
+SURVEY_AGAIN = 2.0
+"""The same while one has not been there yet."""
+
+LOGGED = 20
+"""Models of others that the log names at most."""
 
 RETENTION = 60.0
 """Seconds between looks for what has expired or was deleted."""
@@ -126,18 +133,21 @@ class Worker:
         self._database = database
         self._settings = settings
         self._reader = Reader(database, blobs)
-        self._feeder = Feeder(database, self._reader, self.id, LEASE, self._to_feed, self._to_watch, self._to_finish)
+        self._fleet = Fleet(self.id, alone=settings.alone)
+        self._feeder = Feeder(
+            database, self._reader, self.id, LEASE, self._fleet, self._to_feed, self._to_watch, self._to_finish
+        )
         self._recorder = Recorder(
             database, self.id, LEASE, self._feeder.recorded, self._batch_done, self._copied, self._places
         )
         self._copies = Copies(self._reader, self._recorder, self._feeder.settle)
-        self._pool = Pool(destinations, self._recorder, self._to_feed.set, self._feeder.settle)
+        self._pool = Pool(destinations, self._recorder, self._to_feed.set, self._feeder.settle, self._feeder.leaves)
         self._feeder.attach(self._pool, self._recorder, self._copies)
         self._planner = Planner(database, self._reader, self.id, LEASE)
         self._finaliser = Finaliser(database, blobs, self._reader, self.id, LEASE)
         self._small_batches = SmallBatches(database, blobs, self._reader, self._finaliser.leases, self.id, LEASE)
         self._host = machine()
-        self._reaper = Reaper(database, self._finaliser, self.id, self._host)
+        self._reaper = Reaper(database, self._finaliser, self._fleet, self.id, self._host)
         self._retention = Retention(database, blobs)
         self._deliverer = Deliverer(database, settings.webhook_networks, self._to_tell.set)
         self._scheduler = self._feeder.scheduler
@@ -180,7 +190,8 @@ class Worker:
             StoreError: the database failed at the very start.
         """
         await self._enter()
-        await self._pool.survey()
+        if not self._pool.is_single:
+            await self._survey()  # it says which upstream a request goes to
         recording = asyncio.create_task(self._recorder.run())
         copying = asyncio.create_task(self._copies.run())
         heart = asyncio.create_task(self._forever(self._beat, self._to_beat, BEAT))
@@ -200,12 +211,11 @@ class Worker:
             for lane in self._pool.lanes
             if lane.yielding is not None
         ]
-        if not self._pool.is_single:
-            roles.append(asyncio.create_task(self._forever(self._pool.survey, self._to_survey, SURVEY)))
+        surveying = asyncio.create_task(self._forever(self._survey, self._to_survey, SURVEY))
         stopping = asyncio.create_task(self._stop.wait())
         failing = asyncio.create_task(self._pool.failed())
         self._defect = asyncio.get_running_loop().create_future()
-        everything: list[asyncio.Future[Any]] = [*roles, recording, copying, stopping, failing, self._defect]
+        everything: list[asyncio.Future[Any]] = [*roles, surveying, recording, copying, stopping, failing, self._defect]
         try:
             # All but `stopping` end only by a defect.
             await asyncio.wait(everything, return_when=asyncio.FIRST_COMPLETED)
@@ -341,7 +351,7 @@ class Worker:
         planned = await self._planner.plan_some()
         for row in planned:
             left = row.total - row.completed - row.invalid
-            self._scheduler.planned(agenda.Running(row.id, row.owner, 1.0, row.expires_at, left))
+            self._scheduler.planned(agenda.Running(row.id, row.owner, 1.0, row.expires_at, left, row.model))
         if planned:
             self._to_feed.set()
         return bool(planned)
@@ -388,9 +398,13 @@ class Worker:
         return await self._deliverer.deliver_some()
 
     async def _reap(self) -> bool:
+        before = self._fleet.elsewhere
         if await self._reaper.reap():
             self._to_watch.set()
             self._to_finish.set()
+        if self._fleet.elsewhere != before:
+            log.info("other workers serve models", left_to_them=sorted(self._fleet.elsewhere)[:LOGGED])
+            self._to_feed.set()
         await self._reaper.drop_old_logs()
         return False
 
@@ -422,6 +436,17 @@ class Worker:
             commit_seconds=recorder.seconds.distribution(),
             commit_results=recorder.sizes.distribution(),
         )
+
+    async def _survey(self) -> bool:
+        """Ask the upstreams what they serve, and let the other workers know. Nothing waits for it."""
+        pool = self._pool
+        if await pool.survey():
+            self._fleet.serves(pool.listed, takes_any=pool.takes_any)
+            self._to_beat.set()
+            self._to_feed.set()
+        if not pool.is_surveyed:
+            asyncio.get_running_loop().call_later(SURVEY_AGAIN, self._to_survey.set)
+        return False
 
     async def _watch(self) -> bool:
         return await self._feeder.watch(self._settings.cancel_grace)

@@ -18,6 +18,7 @@ class Running(msgspec.Struct, frozen=True):
         weight: of its owner's share, from the key that it was created with.
         deadline: when its window ends, Unix seconds.
         left: requests without a recorded result.
+        model: that all of its requests ask for; None where they ask for several.
     """
 
     id: str
@@ -25,6 +26,7 @@ class Running(msgspec.Struct, frozen=True):
     weight: float
     deadline: int
     left: int
+    model: str | None = None
 
 
 _running = (
@@ -34,6 +36,7 @@ _running = (
         sa.func.coalesce(api_keys.c.weight, 1),
         batches.c.expires_at,
         batches.c.total - batches.c.completed - batches.c.failed,
+        batches.c.model,
     )
     .select_from(batches.outerjoin(api_keys, batches.c.api_key == api_keys.c.id))
     .where(batches.c.status.in_(LIVE_SQL), batches.c.status == "in_progress")
@@ -44,4 +47,6 @@ _running = (
 async def running(connection: AsyncConnection) -> list[Running]:
     """Every batch that runs, in order of deadline and creation."""
     found = await connection.execute(_running)
-    return [Running(id, owner, float(weight), deadline, left) for id, owner, weight, deadline, left in found]
+    return [
+        Running(id, owner, float(weight), deadline, left, model) for id, owner, weight, deadline, left, model in found
+    ]

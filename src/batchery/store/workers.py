@@ -38,6 +38,8 @@ class UpstreamSnapshot(msgspec.Struct, frozen=True, kw_only=True):
         waiting, running: requests in its queue and those that it works on, whoever sent them, as it says itself; None
             where it does not.
         cache: the used share of its key-value cache, 0 to 1; likewise.
+        served: the models that it lists, as far as they are told; empty where it has no list, None where it has not
+            been there yet to be asked.
     """
 
     name: str = ""
@@ -51,6 +53,7 @@ class UpstreamSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int | None = None
     running: int | None = None
     cache: float | None = None
+    served: list[str] | None = None
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):

@@ -94,8 +94,8 @@ class Upstream(Protocol):
             body: its body, as it is in the file.
         """
 
-    async def models(self) -> list[Model]:
-        """The models that it serves; empty when it does not say."""
+    async def models(self) -> list[Model] | None:
+        """The models that it serves; empty when it does not say, None when it is not there."""
 
     async def close(self) -> None:
         """Close its connections."""

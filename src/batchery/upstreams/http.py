@@ -31,6 +31,9 @@ from batchery.wire.objects import Model
 CONNECT_TIMEOUT = 10.0
 MODELS_TIMEOUT = 5.0
 
+NOT_THERE = frozenset((502, 503, 504))
+"""Statuses by which a proxy, or a server that loads its model, says that it cannot yet say what it serves."""
+
 METRICS_TIMEOUT = 2.0
 MAX_METRICS_BYTES = 8 * 1024 * 1024
 """Of an engine's metrics."""
@@ -248,15 +251,18 @@ class HttpUpstream:
             self._tells_limits = self._tells_limits or limit is not None
         return Answer(status, data, _header(headers, "x-request-id"), wait, limit)
 
-    async def models(self) -> list[Model]:
+    async def models(self) -> list[Model] | None:
         try:
             async with asyncio.timeout(MODELS_TIMEOUT):
                 response = await self._client.get(self.url + "/v1/models")
-                if response.status.as_int() != 200:
-                    return []
+                status = response.status.as_int()
+                if status != 200:
+                    return None if status in NOT_THERE else []
                 found = _decode_models(await response.bytes())
-        except (*FAILURES, msgspec.MsgspecError, TimeoutError):
+        except (msgspec.MsgspecError, RecursionError, TimeoutError):
             return []
+        except FAILURES as error:
+            return None if _fault(error, MODELS_TIMEOUT).kind == "unreachable" else []
         except asyncio.CancelledError:
             if _is_cancelled():
                 raise
