@@ -472,6 +472,8 @@ def test_the_death_of_its_server_is_told_with_its_log(folder: Path) -> None:
     process = start(*SLOW)
     wait_for_results(process, folder / "out.jsonl")
     (server,) = [child for child in psutil.Process(process.pid).children() if "serve" in child.cmdline()]
+    data = Path(server.cmdline()[server.cmdline().index("--data-dir") + 1])
+    assert data.stat().st_mode & 0o077 == 0, "prompts are nobody else's business"
     server.kill()
     _, stderr = process.communicate(timeout=20)
     assert process.returncode == 6

@@ -74,7 +74,7 @@ def local_server(
         SettingsError: it does not start; with the last lines of its log.
     """
     try:
-        data_dir.mkdir(parents=True, exist_ok=True)
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)  # prompts are nobody else's business
     except OSError as error:
         raise SettingsError(f"cannot make the data folder {data_dir}: {error.strerror}") from None
     children: list[_Child] = []
