@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from batchery.store import workers
 from batchery.store.database import sqlite_url
 from batchery.store.errors import StoreUnavailable
 from batchery.wire.lines import URLS, Limits
@@ -610,3 +611,23 @@ async def test_models(start: Any) -> None:
         listed = (await one.rig.ask("GET", "/v1/models")).json
         assert listed["object"] == "list"
         assert [(model["id"], model["object"]) for model in listed["data"]] == [("m", "model")]
+
+
+async def test_models_of_workers_elsewhere(start: Any) -> None:
+    """Only what their upstreams have listed, and of those that still live."""
+
+    def told(*served: list[str] | None) -> workers.Snapshot:
+        return workers.Snapshot(upstreams=[workers.UpstreamSnapshot(served=each) for each in served])
+
+    async with start() as one:
+        now = time.time()
+        async with one.rig.context.database.write() as connection:
+            for letter in "abc":
+                row = workers.WorkerRow(
+                    id=letter * 32, host="h", pid=2**22, version="1", started_at=now, heartbeat_at=now
+                )
+                await workers.insert(connection, row)
+            await workers.beat(connection, "a" * 32, now - 1, 0.0, told(["z", "m"], None, [], ["x"]))
+            await workers.beat(connection, "b" * 32, now - 3_600, 0.0, told(["gone"]))
+        listed = (await one.rig.ask("GET", "/v1/models")).json
+        assert [model["id"] for model in listed["data"]] == ["m", "x", "z"]

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import msgspec
 import structlog
 from litestar import get
 
 from batchery.server.context import AnyRequest, context_of
+from batchery.store import workers
 from batchery.store.errors import StoreError
 from batchery.wire.errors import Unavailable
-from batchery.wire.objects import ModelList
+from batchery.wire.objects import Model, ModelList
 
 PATIENCE = 5.0
 """Seconds after which a store that has not answered is out of reach."""
+
+LISTED = 60.0
+"""Seconds after its last heartbeat for which what a worker's upstreams serve is listed, as workers have it too."""
 
 log = structlog.get_logger()
 
@@ -27,8 +32,12 @@ class Health(msgspec.Struct, kw_only=True):
 
 @get("/models")
 async def list_models(request: AnyRequest) -> ModelList:
-    """List the models that the upstreams serve."""
-    return ModelList(data=await context_of(request).list_models())
+    """List the models that the upstreams serve: the server's own, and those of workers elsewhere."""
+    context = context_of(request)
+    models = {model.id: model for model in await context.list_models()}
+    async with context.database.read() as connection:
+        told = await workers.served(connection, time.time() - LISTED)
+    return ModelList(data=[*models.values(), *(Model(id=id) for id in sorted(told) if id not in models)])
 
 
 @get("/healthz")
