@@ -55,17 +55,20 @@ def worker(
 ) -> None:
     """Run requests for a batchery server.
 
-    Settings come from flags, from BATCHERY_... variables, or from batchery.toml, as for `batchery serve`.
+    Settings come from flags, from BATCHERY_... variables, or from batchery.toml, as for `batchery serve`. It waits for
+    a database that is not there yet, or that a server has not brought up to date.
     """
     import uvloop  # noqa: PLC0415
 
     from batchery.cli import logs  # noqa: PLC0415
-    from batchery.cli.options import read_settings  # noqa: PLC0415
+    from batchery.cli.options import fail, read_settings  # noqa: PLC0415
     from batchery.cli.upstreams import open_upstreams  # noqa: PLC0415
+    from batchery.cli.worker_database import NewerDatabaseError, wait_for_database  # noqa: PLC0415
     from batchery.engine.worker import Worker, WorkerSettings  # noqa: PLC0415
     from batchery.server.settings import Settings  # noqa: PLC0415
     from batchery.store.blobs import open_folder, open_url  # noqa: PLC0415
     from batchery.store.database import Database  # noqa: PLC0415
+    from batchery.store.errors import StoreError  # noqa: PLC0415
 
     settings = read_settings(
         config,
@@ -82,8 +85,13 @@ def worker(
         webhook_networks=webhook_networks,
     )
     logs.configure(settings.log_level, "worker")
+    if settings.uses_folder:
+        try:
+            settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)  # as batchery serve makes it
+        except OSError as error:
+            fail(f"cannot make the data folder {settings.data_dir}: {error.strerror}")
 
-    async def main(settings: Settings) -> None:
+    async def main(settings: Settings) -> int:
         database = Database(settings.database_url)
         blobs = open_folder(settings.data_dir / "blobs") if settings.store is None else open_url(settings.store)
         destinations = open_upstreams(settings)
@@ -98,22 +106,36 @@ def worker(
                 webhook_networks=settings.allowed_networks,
             ),
         )
+        stopped = asyncio.Event()
+
+        def stop() -> None:
+            stopped.set()
+            runner.stop()
+
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, runner.stop)
+            loop.add_signal_handler(number, stop)
         listening = asyncio.create_task(_listen(runner)) if exit_with_stdin else None
-        await runner.run()
+        code = 0
+        try:
+            if await wait_for_database(database, stopped):
+                await runner.run()
+        except (NewerDatabaseError, StoreError) as error:
+            typer.echo(f"batchery: {str(error).partition(chr(10))[0]}", err=True)
+            code = 1
         if listening is not None:
             listening.cancel()
         for destination in destinations:
             await destination.upstream.close()
         await database.close()
+        return code
 
     # What has been made so far stays, and what requests leave has no cycles, so looking for some is rarely worth it.
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(main(settings))
+        code = runner.run(main(settings))
+    raise typer.Exit(code)
 
 
 async def _listen(runner: Worker) -> None:
