@@ -74,14 +74,12 @@ class Results(Recorder):
 class Bench:
     """A dispatcher between a fake upstream and a fake recorder."""
 
-    def __init__(self, upstream: Upstream, limit: int) -> None:
+    def __init__(self, upstream: Upstream, limit: FixedLimit) -> None:
         self.upstream = upstream
         self.results = Results()
         self.wanted = 0
         self.dropped: list[Work] = []
-        self.dispatcher = Dispatcher(
-            upstream, self.results, FixedLimit(limit), Quota(), self._want, self.dropped.append
-        )
+        self.dispatcher = Dispatcher(upstream, self.results, limit, Quota(), self._want, self.dropped.append)
 
     def _want(self) -> None:
         self.wanted += 1
@@ -93,8 +91,8 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench(limit: int = 2, *, deaf: bool = False) -> AsyncIterator[Bench]:
-    made = Bench(Upstream(deaf=deaf), limit)
+async def bench(limit: int | FixedLimit = 2, *, deaf: bool = False) -> AsyncIterator[Bench]:
+    made = Bench(Upstream(deaf=deaf), FixedLimit(limit) if isinstance(limit, int) else limit)
     yield made
     await made.dispatcher.close(0.0)
 
@@ -146,6 +144,18 @@ async def test_a_request_that_waits_for_another_try_holds_no_slot(monkeypatch: p
         it.upstream.waiting[b"a"].set_result(GOOD)
         await it.until(lambda: len(it.results.taken) == 2)
         assert [result.work.tries.attempts for result in it.results.taken] == [1, 2]
+
+
+async def test_all_slots_go_to_retries_once_the_limit_grows_and_nothing_else_is_left() -> None:
+    """As at the end of a batch, when an upstream that was down comes back: the first answers make room for the rest."""
+    limit = FixedLimit(1)
+    async with bench(limit) as it:
+        for work in works(shard(), "a", "b", "c", "d"):
+            it.dispatcher.offer_again(work)
+        await it.until(lambda: it.upstream.sent == [b"a"])
+        limit.limit = 3
+        it.upstream.waiting[b"a"].set_result(GOOD)
+        await it.until(lambda: it.upstream.sent == [b"a", b"b", b"c", b"d"])
 
 
 async def test_what_is_stopped_is_given_up_wherever_it_is() -> None:
@@ -229,7 +239,7 @@ async def test_a_defect_in_a_slot_is_reported() -> None:
         async def send(self, url: str, body: bytes | memoryview) -> Answer | Fault:
             raise ZeroDivisionError
 
-    it = Bench(Broken(), 2)
+    it = Bench(Broken(), FixedLimit(2))
     it.dispatcher.offer(works(shard(), "a"))
     async with asyncio.timeout(5):
         with pytest.raises(ZeroDivisionError):

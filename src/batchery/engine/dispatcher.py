@@ -335,7 +335,7 @@ class Dispatcher:
                 # Its answer came at that very moment, and the cancellation had no effect.
                 task.uncancel()
             self._settle(work, outcome, clock(), now, estimate)
-            if self._ready and len(in_flight) + 1 < self.limit:
+            if (self._ready or self._again) and len(in_flight) + 1 < self.limit:
                 self._fill()  # the limit has grown
 
     def _may_send(self, now: float, limit: int) -> bool:
