@@ -716,6 +716,28 @@ async def test_a_batch_that_only_fails_does_not_hold_the_others_back(rig: Rig, m
         await rig.ended(first)
 
 
+async def test_retries_that_are_due_do_not_keep_a_healthy_batch_from_being_read(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More retries are due all the time than the upstream takes: as where each fails after a timeout."""
+    monkeypatch.setattr(retry, "BASE", 0.0)
+    monkeypatch.setattr(scheduler, "RETRIES", 16)
+    sick = (chat_line(f"s{i}", f"[[simulate status=500]] {i}") for i in range(50))
+    async with (
+        running_simulator(Behaviour(latency=0.01)) as simulator,
+        upstream_of(simulator) as upstream,
+        rig.working(upstream, max_in_flight=2) as worker,
+    ):
+        first = await rig.create(await rig.upload(sick), window=3_600)
+        worker.wake()
+        await until(lambda: sum(worker._pool.waiting_of.values()) >= 16)
+        second = await rig.create(await rig.upload(prompts(20)))
+        worker.wake()
+        assert (await rig.ended(second, timeout=5)).completed == 20
+        await cancel(rig, worker, first)
+        await rig.ended(first)
+
+
 # Races between a worker's roles.
 
 

@@ -22,7 +22,7 @@ from batchery.engine.limit import Limit
 from batchery.engine.outcomes import failure, success, unsent_failure
 from batchery.engine.quota import Quota
 from batchery.engine.recorder import Recorder
-from batchery.engine.waiting import Waiting
+from batchery.engine.waiting import Tally, Waiting
 from batchery.engine.work import LeasedShard, Result, Work
 from batchery.upstreams.base import Answer, Fault, Upstream
 
@@ -89,7 +89,8 @@ class Dispatcher:
         self._again: deque[Work] = deque()  # retries that are due
         self._retrying = 0
         self._idle: list[asyncio.Future[None]] = []
-        self._waiting = Waiting(self._due)
+        self._tally = Tally()  # of what waits for another try, due or not
+        self._waiting = Waiting(self._due, self._tally)
         self._hold: asyncio.TimerHandle | None = None
         self._in_flight: dict[asyncio.Task[None], Work] = {}
         self._slots: set[asyncio.Task[None]] = set()
@@ -129,8 +130,13 @@ class Dispatcher:
 
     @property
     def ready(self) -> int:
-        """Requests read and not yet sent."""
+        """Requests that may be sent now."""
         return len(self._ready) + len(self._again)
+
+    @property
+    def fresh(self) -> int:
+        """Those of them that were never sent here."""
+        return len(self._ready)
 
     @property
     def waiting(self) -> int:
@@ -139,13 +145,13 @@ class Dispatcher:
 
     @property
     def waiting_of(self) -> Counter[str]:
-        """By batch, how many wait for another try."""
-        return self._waiting.of
+        """By batch, how many wait for another try, or for a slot once that is due."""
+        return self._tally.of
 
     @property
     def waiting_bytes(self) -> int:
         """What these take."""
-        return self._waiting.bytes
+        return self._tally.bytes
 
     @property
     def in_flight(self) -> int:
@@ -169,6 +175,7 @@ class Dispatcher:
 
     def offer_again(self, work: Work) -> None:
         """A request to send that was sent before, here or elsewhere."""
+        self._tally.add(work)
         self._again.append(work)
         self._fill()
 
@@ -199,6 +206,8 @@ class Dispatcher:
     def give_up_all(self) -> list[tuple[Work, bool]]:
         """Leave all that is ready to others: each request, and whether it was sent before."""
         given = [*((work, False) for work in self._ready), *((work, True) for work in self._again)]
+        for work in self._again:
+            self._tally.remove(work)
         self._ready.clear()
         self._again.clear()
         return given
@@ -224,7 +233,12 @@ class Dispatcher:
             works = list(queue)
             queue.clear()
             for work in works:
-                (taken if work.shard in shards else queue).append(work)
+                if work.shard not in shards:
+                    queue.append(work)
+                    continue
+                taken.append(work)
+                if queue is self._again:
+                    self._tally.remove(work)
         for work in taken:
             self._dropped(work)
         return taken
@@ -359,6 +373,7 @@ class Dispatcher:
         """The next request; None when there is none."""
         if self._again and (self._retrying < RETRY_SHARE * limit or not self._ready):
             work = self._again.popleft()
+            self._tally.remove(work)
         elif self._ready:
             work = self._ready.popleft()
         else:
@@ -400,6 +415,8 @@ class Dispatcher:
     def _due(self, works: list[Work]) -> None:
         """Queue requests whose next try has come."""
         if self._others is None:
+            for work in works:
+                self._tally.add(work)
             self._again.extend(works)
         else:
             for work in works:

@@ -213,8 +213,8 @@ class Pool:
     def is_hungry(self) -> bool:
         """Whether an upstream is about to run out of requests."""
         if self._is_single:
-            return self._first.ready < self._first.limit
-        return any(lane.dispatcher.ready < lane.dispatcher.limit for lane in self.lanes)
+            return self._first.fresh < self._first.limit
+        return any(lane.dispatcher.fresh < lane.dispatcher.limit for lane in self.lanes)
 
     def full(self, models: Collection[str]) -> frozenset[str]:
         """Those models of which nothing more is to be read for now: all upstreams that serve them have enough."""
@@ -403,7 +403,8 @@ async def list_models(upstreams: Sequence[Upstream]) -> list[Model]:
 
 
 def _is_fed(dispatcher: Dispatcher) -> bool:
-    return dispatcher.ready >= AHEAD * dispatcher.limit // 2
+    # Retries that are due do not count, or those of a batch that only fails would keep everything else from being read.
+    return dispatcher.fresh >= AHEAD * dispatcher.limit // 2
 
 
 def _eagerness(lane: Lane) -> tuple[bool, float]:

@@ -12,21 +12,43 @@ from collections.abc import Callable
 from batchery.engine.work import LeasedShard, Work
 
 
+class Tally:
+    """What requests that are held for another try come to.
+
+    Attributes:
+        of: by batch, how many there are.
+        bytes: what they take.
+    """
+
+    def __init__(self) -> None:
+        self.of: Counter[str] = Counter()
+        self.bytes = 0
+
+    def add(self, work: Work) -> None:
+        """One more."""
+        self.of[work.shard.batch_id] += 1
+        self.bytes += work.size
+
+    def remove(self, work: Work) -> None:
+        """One less."""
+        batch = work.shard.batch_id
+        self.of[batch] -= 1
+        if not self.of[batch]:
+            del self.of[batch]
+        self.bytes -= work.size
+
+
 class Waiting:
     """Holds requests until they are due.
 
     Args:
         due: called with some, in the order in which they were due.
-
-    Attributes:
-        of: by batch, how many wait.
-        bytes: what they take.
+        tally: counts them for as long as they are here.
     """
 
-    def __init__(self, due: Callable[[list[Work]], None]) -> None:
-        self.of: Counter[str] = Counter()
-        self.bytes = 0
+    def __init__(self, due: Callable[[list[Work]], None], tally: Tally) -> None:
         self._due = due
+        self._tally = tally
         self._heap: list[tuple[float, int, Work]] = []
         self._order = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
@@ -42,8 +64,7 @@ class Waiting:
             when: it is due, Unix seconds.
         """
         heapq.heappush(self._heap, (when, next(self._order), work))
-        self.of[work.shard.batch_id] += 1
-        self.bytes += work.size
+        self._tally.add(work)
         self._set_timer()
 
     def drop(self, shards: set[LeasedShard]) -> list[Work]:
@@ -53,7 +74,7 @@ class Waiting:
             self._heap = [entry for entry in self._heap if entry[2].shard not in shards]
             heapq.heapify(self._heap)
             for work in dropped:
-                self._leaves(work)
+                self._tally.remove(work)
             self._set_timer()
         return dropped
 
@@ -62,13 +83,6 @@ class Waiting:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-    def _leaves(self, work: Work) -> None:
-        batch = work.shard.batch_id
-        self.of[batch] -= 1
-        if not self.of[batch]:
-            del self.of[batch]
-        self.bytes -= work.size
 
     def _set_timer(self) -> None:
         self.close()
@@ -82,7 +96,7 @@ class Waiting:
         found = []
         while self._heap and self._heap[0][0] <= now:
             work = heapq.heappop(self._heap)[2]
-            self._leaves(work)
+            self._tally.remove(work)
             found.append(work)
         self._set_timer()
         if found:
