@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -15,7 +16,7 @@ import pytest
 
 from batchery.engine import dispatcher as dispatcher_module
 from batchery.engine import feeder as feeder_module
-from batchery.engine import lifecycle, recorder, retry, scheduler
+from batchery.engine import lifecycle, reaper, recorder, retry, scheduler
 from batchery.engine import worker as worker_module
 from batchery.engine.fair_share import FairShare
 from batchery.engine.reader import Reader
@@ -793,6 +794,18 @@ async def test_a_heartbeat_does_not_let_go_of_what_is_leased_meanwhile(
     assert len(worker._scheduler) == 1
     assert not shard.stopping
     assert shard.unread
+
+
+async def test_a_worker_that_was_taken_for_dead_is_known_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a minute without the database, when another worker's reaper comes first."""
+    worker, other = make_worker(rig, NoUpstream(), max_in_flight=1), make_worker(rig, NoUpstream(), max_in_flight=1)
+    await worker._enter()
+    monkeypatch.setattr(reaper, "GONE_AFTER", -1.0)
+    await other._reaper.reap()
+    await worker._beat()
+    async with rig.database.read() as connection:
+        (row,) = await workers.all_workers(connection)
+    assert (row.id, row.pid) == (worker.id, os.getpid())
 
 
 async def test_watching_does_not_stop_what_is_leased_meanwhile(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

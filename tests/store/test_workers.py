@@ -18,8 +18,8 @@ async def test_a_worker_s_life(database: Database) -> None:
         assert await workers.all_workers(connection) == []
         await workers.insert(connection, first)
         await workers.insert(connection, second)
-        await workers.beat(connection, first.id, 99.25, 12.5)
-        await workers.beat(connection, "c" * 32, 99.25, 7.0)
+        assert await workers.beat(connection, first.id, 99.25, 12.5)
+        assert not await workers.beat(connection, "c" * 32, 99.25, 7.0)
         found = {row.id: row.heartbeat_at for row in await workers.all_workers(connection)}
         assert found == {first.id: 99.25, second.id: 1.5}
         await workers.beat(connection, second.id, 50.0, 2.0)

@@ -147,6 +147,7 @@ class Worker:
         self._finaliser = Finaliser(database, blobs, self._reader, self.id, LEASE)
         self._small_batches = SmallBatches(database, blobs, self._reader, self._finaliser.leases, self.id, LEASE)
         self._host = machine()
+        self._started_at = time.time()
         self._reaper = Reaper(database, self._finaliser, self._fleet, self.id, self._host)
         self._retention = Retention(database, blobs)
         self._deliverer = Deliverer(database, settings.webhook_networks, self._to_tell.set)
@@ -268,26 +269,25 @@ class Worker:
         await asyncio.wait([heart], timeout=STEP_PATIENCE)
 
     async def _enter(self) -> None:
-        now = time.time()
         dead = await self._reaper.bury(alone=self._settings.alone)
         async with self._database.write() as connection:
-            await workers.insert(
-                connection,
-                workers.WorkerRow(
-                    id=self.id,
-                    host=self._host,
-                    pid=os.getpid(),
-                    version=__version__,
-                    started_at=now,
-                    heartbeat_at=now,
-                ),
-            )
+            await workers.insert(connection, self._row(time.time()))
         log.info(
             "worker started",
             worker=self.id,
             upstreams=[lane.name for lane in self._pool.lanes],
             max_in_flight=[lane.max_in_flight or "adaptive" for lane in self._pool.lanes],
             dead_before=dead,
+        )
+
+    def _row(self, now: float) -> workers.WorkerRow:
+        return workers.WorkerRow(
+            id=self.id,
+            host=self._host,
+            pid=os.getpid(),
+            version=__version__,
+            started_at=self._started_at,
+            heartbeat_at=now,
         )
 
     async def _leave(self) -> None:
@@ -418,7 +418,8 @@ class Worker:
         at_work = [*self._planner.leases.batches, *self._finaliser.leases.batches]
         rate = self._throughput.observe(self._recorder.count, has_work=bool(mine), now=time.monotonic())
         async with self._database.write() as connection:
-            await workers.beat(connection, self.id, now, rate, self._snapshot())
+            if not await workers.beat(connection, self.id, now, rate, self._snapshot()):
+                await workers.insert(connection, self._row(now))  # it was silent for so long that others removed it
             held = await shards.held(connection, self.id, ids)
             await shards.renew(connection, self.id, ids, now + LEASE)
             await batches.renew(connection, self.id, at_work, now + LEASE)

@@ -96,17 +96,21 @@ async def insert(connection: AsyncConnection, worker: WorkerRow) -> None:
     await connection.execute(sa.insert(workers).values(**msgspec.structs.asdict(worker)))
 
 
-async def beat(connection: AsyncConnection, id: str, now: float, rate: float, snapshot: Snapshot | None = None) -> None:
+async def beat(connection: AsyncConnection, id: str, now: float, rate: float, snapshot: Snapshot | None = None) -> bool:
     """A worker lives.
 
     Args:
         rate: results that it records a second, while there is work.
         snapshot: what else it says of itself.
+
+    Returns:
+        Whether it is known; others remove one that has been silent for long.
     """
     said = None if snapshot is None else encode_snapshot(snapshot)
-    await connection.execute(
+    done = await connection.execute(
         sa.update(workers).where(workers.c.id == id).values(heartbeat_at=now, rate=rate, snapshot=said)
     )
+    return done.rowcount == 1
 
 
 async def total_rate(connection: AsyncConnection, since: float) -> float:
