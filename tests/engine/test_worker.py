@@ -767,6 +767,14 @@ class NoUpstream:
         pass
 
 
+class SilentUpstream(NoUpstream):
+    """An upstream that answers nothing."""
+
+    async def send(self, url: str, body: bytes | memoryview) -> Answer | Fault:
+        await asyncio.Event().wait()
+        raise AssertionError("this event never comes")
+
+
 async def a_worker_with_a_plan(rig: Rig) -> tuple[Worker, str]:
     """A worker that does not run, and a batch that does."""
     worker = make_worker(rig, NoUpstream(), max_in_flight=1)
@@ -840,6 +848,27 @@ async def test_a_batch_due_sooner_is_leased_and_read_before_what_is_held(rig: Ri
     following = worker._scheduler.next(time.time(), time.monotonic())
     assert following is not None
     assert following.batch_id == sooner
+
+
+async def test_of_many_small_batches_a_lease_takes_and_reads_several(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not each request takes a transaction, nor does that transaction name all shards that the worker has."""
+    claim, holding = shards.claim, []
+
+    async def note(*arguments: Any, **options: Any) -> Any:
+        holding.append(options["holding"])
+        return await claim(*arguments, **options)
+
+    monkeypatch.setattr(shards, "claim", note)
+    worker = make_worker(rig, SilentUpstream(), max_in_flight=64)
+    file = await rig.upload(prompts(1))
+    for _ in range(32):
+        await rig.create(file)
+    assert await worker._plan()
+    for _ in range(2):
+        assert await worker._feeder.feed()
+    assert holding == [[], []]
+    assert sum(shard.open for shard in worker._scheduler) == 32
+    await worker._pool.close(0.0)
 
 
 async def test_a_lease_that_could_not_be_committed_is_none(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

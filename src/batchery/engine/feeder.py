@@ -14,7 +14,7 @@ from batchery.engine.copies import Copies
 from batchery.engine.fleet import Fleet
 from batchery.engine.planner import SHARD_REQUESTS
 from batchery.engine.pool import AHEAD, Pool
-from batchery.engine.reader import Reader
+from batchery.engine.reader import PIECE_REQUESTS, Reader
 from batchery.engine.recorder import Recorder
 from batchery.engine.scheduler import Scheduler, held_back
 from batchery.engine.work import LeasedShard, Work
@@ -91,22 +91,35 @@ class Feeder:
         pool, scheduler = self._pool, self.scheduler
         self._leave_to_others()
         self._make_way()
-        waiting_bytes = pool.waiting_bytes
-        if (
-            pool.is_fed
-            or self.open_bytes - waiting_bytes >= OPEN_BYTES
-            or not self._recorder.has_room
-            or self._copies.is_full
-        ):
+        if self._has_enough():
             return False
-        held = held_back(pool.waiting_of, pool.limit, full=waiting_bytes >= OPEN_BYTES)
+        held = held_back(pool.waiting_of, pool.limit, full=pool.waiting_bytes >= OPEN_BYTES)
         full = self._fleet.elsewhere if pool.is_single else self._fleet.elsewhere | pool.full(scheduler.models())
         again = await self._lease(AHEAD * pool.limit, held, full)
-        shard = scheduler.next(time.time(), time.monotonic(), held, full)
-        if shard is None:
-            return again
+        read = 0
+        # Of small shards several, or each of them would take the transaction of a lease.
+        while read < PIECE_REQUESTS and not (read and self._has_enough()):
+            shard = scheduler.next(time.time(), time.monotonic(), held, full)
+            if shard is None:
+                break
+            read += await self._read(shard)
+        return again or read > 0
+
+    def _has_enough(self) -> bool:
+        """Whether nothing more is to be read for now."""
+        pool = self._pool
+        return (
+            pool.is_fed
+            or self.open_bytes - pool.waiting_bytes >= OPEN_BYTES
+            or not self._recorder.has_room
+            or self._copies.is_full
+        )
+
+    async def _read(self, shard: LeasedShard) -> int:
+        """Offer the pool a shard's next requests; how many there are."""
+        pool = self._pool
         try:
-            works = await self._reader.take(shard, alike=scheduler.has_choice, keyed=not pool.is_single)
+            works = await self._reader.take(shard, alike=self.scheduler.has_choice, keyed=not pool.is_single)
         except StoreError:
             shard.unreadable_until = time.monotonic() + UNREADABLE
             raise
@@ -119,7 +132,7 @@ class Feeder:
                 self.settle(work)
         else:
             pool.offer(works)
-        return True
+        return len(works)
 
     async def _lease(self, target: int, held: set[str], full: Collection[str] = ()) -> bool:
         """Lease more shards, if fewer requests are at hand than there should be; none for models that are full, or for
@@ -134,14 +147,14 @@ class Feeder:
             return False
         # Each time costs a transaction, whose time the requests must not be waited for.
         passed, self._leased_at = time.monotonic() - self._leased_at, time.monotonic()
-        if passed < SOON:
+        if passed < SOON and sum(item.size for item in wanted.values()) >= target:
             self._ahead = min(2 * self._ahead, MOST_AHEAD)
         elif passed > 4 * SOON:
             self._ahead = max(1, self._ahead // 2)
         leased: list[LeasedShard] = []
         try:
             counts = {batch: item.shards for batch, item in wanted.items()}
-            holding = [shard.id for shard in self.scheduler]
+            holding = [shard.id for shard in self.scheduler if shard.batch_id in counts]
             until = now + self._lease_seconds
             without = full if full and self.scheduler.is_mixed(wanted) else ()
             rows = await self._database.write_at_once(
