@@ -157,6 +157,34 @@ def test_without_enough_to_send_nothing_is_decided() -> None:
         now += 0.01
         limiter.answered(now, began=now - 0.05, in_flight=5, work=1.0)
     assert limiter.limit == 32
+    assert limiter._growth is not None
+    assert len(limiter._growth._seen) == 1  # nor is more and more kept
+
+
+@pytest.mark.parametrize("in_flight", [20, 32])
+def test_a_refusal_of_one_of_the_first_requests_does_not_hold_the_number_down(in_flight: int) -> None:
+    """It came with no more in flight than the number begins with, so it says nothing of any higher one."""
+    limiter = AdaptiveLimit()
+    limiter.refused(0.0, began=-0.01, in_flight=in_flight)
+    course = run(limiter, 12, over="refuse", capacity=lambda _: 256, latency=jittered)
+    assert course.limits[-1] >= 240
+    assert course.rate(6, 12) >= 0.9 * best("refuse", jittered, 256)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_minute_of_nothing_but_refusals_is_over_within_minutes(seed: int) -> None:
+    """Answers take 10 s, so with one at a time, what is counted in answers would take an hour."""
+    course = run(
+        AdaptiveLimit(),
+        460,
+        over="refuse",
+        capacity=lambda now: 0 if 60 <= now < 120 else 256,
+        latency=lambda draw: 10 * lognormal(draw),
+        refusal=1.0,
+        seed=seed,
+    )
+    assert course.limits[119] <= 2
+    assert course.limits[-1] >= 128
 
 
 def test_a_request_that_is_always_refused_says_nothing_of_the_number() -> None:

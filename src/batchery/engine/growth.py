@@ -35,7 +35,7 @@ class Growth:
         self._results = 0
         self._latency = 0.0
         self._steps = [(since, number)]  # since when there was which number
-        self._seen: list[tuple[int, float]] = []  # with how many in flight how many were answered a second
+        self._seen: dict[int, float] = {}  # with how many in flight how many were answered a second, at most
 
     def grew(self, now: float, number: int) -> None:
         """There is one more."""
@@ -80,17 +80,17 @@ class Growth:
             gain: the least gain of work for twice the number.
         """
         number, rate = self.number_at(now - seconds / 2 - latency), results / seconds
-        self._seen.append((number, rate))
+        self._seen[number] = max(rate, self._seen.get(number, 0.0))
         if self.latency is None:
             self.latency = latency
         elif latency > SLOWER * self.latency:
-            half = max((r for n, r in self._seen if n <= number / 2), default=0.0)
-            most = max(r for _, r in self._seen)
+            half = max((r for n, r in self._seen.items() if n <= number / 2), default=0.0)
+            most = max(self._seen.values())
             if rate < half * (1 + gain) or rate < (1 - LESS) * most:
                 return True
         return number == ceiling
 
     def enough(self, tolerance: float) -> int:
         """The smallest number that did as much as any, but for a small share."""
-        most = max(rate for _, rate in self._seen)
-        return min(number for number, rate in self._seen if rate >= (1 - tolerance) * most)
+        most = max(self._seen.values())
+        return min(number for number, rate in self._seen.items() if rate >= (1 - tolerance) * most)

@@ -80,6 +80,9 @@ IN_USE = 0.5
 LEAST_ANSWERS = 20
 ANSWERS_A_REFUSAL = 300
 """Answers between two tries at a number where refusals came: each try costs about one of them."""
+LONGEST_SHYNESS = 60.0
+"""Seconds after which the number grows as at the start where answers are so few that as many would take longer: an hour
+for one at a time of 10 s."""
 
 
 class AdaptiveLimit:
@@ -113,6 +116,7 @@ class AdaptiveLimit:
         # Refusals: at what number they came, and how many since when.
         self._refused_at: int | None = None
         self._since_refused = 0
+        self._refused_when = float("-inf")
         self._refusals = Refusals()
         self._overshot = False  # whether refusals of one step too many are still coming in
         self._falling = False  # whether there was a cut, and no measured round since then
@@ -137,6 +141,10 @@ class AdaptiveLimit:
             self.limit += 1
             if self.limit == self._target:
                 self._begin_round(now, self._base)
+            return
+        if self.limit == self._base and self._refused_at is not None and self._is_long_ago(now):
+            self._refused_at = None
+            self._begin_growing(now)
             return
         if self._is_closing_in():
             if began < self._round.changed_at:
@@ -167,14 +175,14 @@ class AdaptiveLimit:
         if self._growth is not None:
             if refusals.refused > refusals.usual:
                 before = self._growth.number_at(began)
-                self._refused_at, self._since_refused = number, 0
+                self._note_refusal(number, now)
                 self._growth, self._overshot = None, True
                 # What there was when it was sent may be too much by it alone; what has been added since by all of that.
                 self._go_to(max(self._base, min(number - 1, before)), now)
                 self._up, self._step = True, SMALLEST_STEP
         elif self.limit > self._base:
             if refusals.refused > refusals.usual:
-                self._refused_at, self._since_refused = self.limit, 0
+                self._note_refusal(self.limit, now)
                 self._overshot = self.limit > self._base + 1
                 self._go_to(self._base, now)
                 self._up, self._step = True, SMALLEST_STEP
@@ -182,10 +190,10 @@ class AdaptiveLimit:
         elif self.limit == 1:
             # It cannot be the number, so neither was it before.
             if refusals.ended >= LEAST_ANSWERS:
-                refusals.learn(refusals.share)
-                refusals.begin(now)
+                if refusals.share <= MOST_BACKGROUND:
+                    refusals.learn(refusals.share)
                 self._refused_at = None
-                self._up, self._step, self._rests = True, LARGEST_STEP, 0
+                self._begin_growing(now)
         elif refusals.refused >= max(2.0, REFUSED_SHARE * max(20, self.limit)) and (
             refusals.refused > REFUSED_SHARE * refusals.ended + refusals.usual
         ):
@@ -205,12 +213,19 @@ class AdaptiveLimit:
         # What was answered of a higher number fits, whatever the capacity is; the count at the first cut of several has
         # answers in it from before the capacity went.
         self._fits = math.floor((1 - share) * number) if self._falling else 0
-        self._refused_at, self._since_refused = number, 0
+        self._note_refusal(number, now)
         self._go_to(math.floor(number * (CUT if self._falling else FIRST_CUT)), now)
         if not self._falling:
             self._falling, self._fell_from = True, number
         self._up, self._step, self._rests = True, SMALLEST_STEP, 0
         self._tries_down = TRIES_DOWN
+
+    def _note_refusal(self, number: int, now: float) -> None:
+        self._refused_at, self._since_refused, self._refused_when = number, 0, now
+
+    def _is_long_ago(self, now: float) -> bool:
+        """Whether the last refusal at a number says nothing any more, though there were too few answers to try it."""
+        return self._since_refused < ANSWERS_A_REFUSAL and now - self._refused_when >= LONGEST_SHYNESS
 
     def _is_enough(self, now: float) -> bool:
         """Whether the round is to be judged."""
@@ -356,7 +371,7 @@ class AdaptiveLimit:
             self._learn_background((share + doubted) / 2, now)
         else:
             self._go_to(self.limit, now)
-            self._refused_at, self._since_refused = before, 0
+            self._note_refusal(before, now)
 
     def _turn(self) -> None:
         """This direction is of no use: try the other, or rest."""
@@ -417,6 +432,9 @@ class AdaptiveLimit:
         if limit != self._base:
             self._work_at_base = None
         former, self._base, self.limit, self._target = self.limit, limit, limit, limit
+        if self._refused_at is not None:
+            # A refusal with no more in flight than have proved good was not about the number; one more is tried soon.
+            self._refused_at = max(self._refused_at, limit + 1)
         self._doubted = 0.0
         self._refusals.begin(now)
         self._begin_round(now, former)
