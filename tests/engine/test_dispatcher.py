@@ -146,6 +146,18 @@ async def test_a_request_that_waits_for_another_try_holds_no_slot(monkeypatch: p
         assert [result.work.tries.attempts for result in it.results.taken] == [1, 2]
 
 
+async def test_a_request_does_not_wait_longer_because_the_clock_is_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "BASE", 0.0)
+    clock = time.time
+    async with bench(limit=1) as it:
+        it.dispatcher.offer(works(shard(), "a"))
+        await it.until(lambda: b"a" in it.upstream.waiting)
+        it.upstream.waiting[b"a"].set_result(Answer(503, b"", retry_after=0.05))
+        await it.until(lambda: it.dispatcher.waiting == 1)
+        monkeypatch.setattr(time, "time", lambda: clock() - 3_600)
+        await it.until(lambda: it.upstream.sent == [b"a", b"a"])
+
+
 async def test_all_slots_go_to_retries_once_the_limit_grows_and_nothing_else_is_left() -> None:
     """As at the end of a batch, when an upstream that was down comes back: the first answers make room for the rest."""
     limit = FixedLimit(1)

@@ -49,6 +49,7 @@ class Waiting:
     def __init__(self, due: Callable[[list[Work]], None], tally: Tally) -> None:
         self._due = due
         self._tally = tally
+        # By the event loop's clock: the computer's own may be set back, and nothing is to wait for that.
         self._heap: list[tuple[float, int, Work]] = []
         self._order = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
@@ -63,7 +64,8 @@ class Waiting:
             work: the request.
             when: it is due, Unix seconds.
         """
-        heapq.heappush(self._heap, (when, next(self._order), work))
+        due = asyncio.get_running_loop().time() + when - time.time()
+        heapq.heappush(self._heap, (due, next(self._order), work))
         self._tally.add(work)
         self._set_timer()
 
@@ -87,12 +89,11 @@ class Waiting:
     def _set_timer(self) -> None:
         self.close()
         if self._heap:
-            delay = max(0.0, self._heap[0][0] - time.time())
-            self._timer = asyncio.get_running_loop().call_later(delay, self._wake)
+            self._timer = asyncio.get_running_loop().call_at(self._heap[0][0], self._wake)
 
     def _wake(self) -> None:
         self._timer = None
-        now = time.time()
+        now = asyncio.get_running_loop().time()
         found = []
         while self._heap and self._heap[0][0] <= now:
             work = heapq.heappop(self._heap)[2]
