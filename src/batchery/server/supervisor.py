@@ -144,6 +144,24 @@ class Supervisor:
             pause = FIRST_PAUSE if time.monotonic() - started > STEADY else min(pause * 2, LONGEST_PAUSE)
             log.error("the worker ended by itself and is started again", exit_code=code, pause_s=pause)
             await asyncio.sleep(pause)
+            await self._spawn_again()
             if self._stopping:
+                await self._kill()
                 return
-            await self._spawn()
+
+    async def _spawn_again(self) -> None:
+        """Start the worker, unless this stops; what is in the way, such as a lack of memory, may pass."""
+        while not self._stopping:
+            try:
+                await self._spawn()
+                return
+            except OSError as error:
+                log.error("the worker cannot be started; trying again", reason=str(error), pause_s=LONGEST_PAUSE)
+                await asyncio.sleep(LONGEST_PAUSE)
+
+    async def _kill(self) -> None:
+        """End a worker that was being started when `stop` looked for one."""
+        assert self._process is not None
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        await self._process.wait()
