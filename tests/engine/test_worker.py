@@ -816,6 +816,24 @@ async def test_a_worker_that_was_taken_for_dead_is_known_again(rig: Rig, monkeyp
     assert (row.id, row.pid) == (worker.id, os.getpid())
 
 
+async def test_small_batches_that_keep_coming_do_not_hold_up_the_end_of_others(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, id = await a_worker_with_a_plan(rig)
+
+    async def always_some() -> list[BatchRow]:
+        return [await rig.batch(id)]
+
+    async def nothing(_: list[BatchRow]) -> None:
+        pass
+
+    monkeypatch.setattr(worker._small_batches, "claim", always_some)
+    monkeypatch.setattr(worker._small_batches, "finish", nothing)
+    await cancel(rig, worker, id)
+    await worker._finish()
+    assert (await rig.ended(id, timeout=5)).status == "cancelled"
+
+
 async def test_watching_does_not_stop_what_is_leased_meanwhile(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     worker, _ = await a_worker_with_a_plan(rig)
     (first,) = await leased_by(worker, rig)

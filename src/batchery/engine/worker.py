@@ -357,15 +357,15 @@ class Worker:
         return bool(planned)
 
     async def _finish(self) -> bool:
-        """Begin to finish all small batches that are ready, or one other, beside those that are being finished: a large
-        one holds up no other."""
+        """Begin to finish all small batches that are ready, and one other, beside those that are being finished: a
+        large one holds up no other, nor do small ones that keep coming."""
         if len(self._finishing) >= FINISHING:
             return False  # one that has been finished asks again
         small = await self._small_batches.claim()
-        row = None if small else await self._finaliser.claim()
         if small:
             self._begin(self._small_batches.finish(small))
-        elif row is not None:
+        row = await self._finaliser.claim() if len(self._finishing) < FINISHING else None
+        if row is not None:
             self._begin(self._finaliser.finish(row))
         return bool(small) or row is not None
 
