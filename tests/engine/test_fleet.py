@@ -48,6 +48,7 @@ def settled(*rows: WorkerRow, mine: Sequence[str] = ("x",), takes_any: bool = Fa
     fleet = Fleet("a")
     fleet.look([], NOW - 1_000)
     fleet.serves(mine, takes_any=takes_any)
+    fleet.look(rows, NOW - SETTLING)
     fleet.look(rows, NOW)
     return fleet
 
@@ -78,6 +79,18 @@ def test_one_that_has_died_counts_until_it_might_have_come_back() -> None:
     assert fleet.elsewhere == {"z"}
     silent = settled(other(["y"], heartbeat=NOW - REMEMBERED))
     assert silent.elsewhere == frozenset()
+
+
+def test_who_was_silent_only_because_the_database_was_away_is_waited_for() -> None:
+    fleet = settled(other(["y"]))
+    later = NOW + 300
+    fleet.look([other(["y"])], later)  # nobody could show itself, and this is the first to look
+    assert fleet.leaves("y", refused=True)
+    fleet.look([other(["y"], heartbeat=later + 1)], later + 2)
+    assert fleet.elsewhere == {"y"}
+    fleet.look([other(["y"], heartbeat=later + 11)], later + 12)
+    assert fleet.elsewhere == {"y"}
+    assert not fleet.leaves("z", refused=True), "it has settled again"
 
 
 def test_what_is_refused_is_left_only_to_who_may_serve_it() -> None:
@@ -113,10 +126,11 @@ def test_what_is_refused_waits_while_it_is_open_who_serves_it(row: WorkerRow, op
     if open_for:
         assert fleet.elsewhere == {"typo"}
         assert not fleet.leaves("x", refused=True)
-        for passed, elsewhere in ((open_for - 1, {"typo"}), (open_for, set())):
-            again = other(None, started=NOW, heartbeat=NOW + passed)
-            fleet.look([again], NOW + passed)
-            assert fleet.elsewhere == elsewhere
+        for passed in (*range(0, int(open_for), 20), open_for - 1):
+            fleet.look([other(None, started=NOW, heartbeat=NOW + passed)], NOW + passed)
+            assert fleet.elsewhere == {"typo"}
+        fleet.look([other(None, started=NOW, heartbeat=NOW + open_for)], NOW + open_for)
+        assert fleet.elsewhere == set()
         assert not fleet.leaves("typo", refused=True)
 
 

@@ -24,6 +24,10 @@ SETTLING = 10.0
 """Seconds after its start in which a worker does not take the others that it sees for all that there are, as where
 all are started together."""
 
+BLIND = REMEMBERED / 2
+"""Seconds without a look, as where the database was away, after which the others may have had no chance to show
+themselves either, so that it has to settle again."""
+
 MAX_MODELS = 500
 """Models that are left to others at most because those list them, and at most because they were refused here: each is a
 part of the queries for shards."""
@@ -59,6 +63,7 @@ class Fleet:
         self._worker = worker
         self._alone = alone
         self._settled_at: float | None = None
+        self._looked_at = float("-inf")
         self._others: dict[str, _Other] = {}
         self._theirs: frozenset[str] = frozenset()
         self._mine: frozenset[str] = frozenset()
@@ -86,6 +91,9 @@ class Fleet:
         """
         if self._settled_at is None:
             self._settled_at = now if self._alone else now + SETTLING
+        elif now - self._looked_at > BLIND:
+            self._settled_at = now + SETTLING
+        self._looked_at = now
         for row in workers:
             if row.id != self._worker:
                 self._others[row.id] = _told(row, now)
