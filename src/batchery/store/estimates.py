@@ -20,6 +20,9 @@ LOOK_BACK = 1_000
 ENOUGH = 20
 """So many that do are enough."""
 
+NAMED = 10_000
+"""Batches that one query names at most; databases take some 32 000 parameters."""
+
 
 async def queued_requests(connection: AsyncConnection, due: int) -> int:
     """The requests without a result in live batches, whoever owns them, that are due no later than a time.
@@ -67,10 +70,12 @@ async def running(connection: AsyncConnection) -> Sequence[Sequence[Any]]:
 
 async def done_of(connection: AsyncConnection, ids: Sequence[str]) -> dict[str, int]:
     """The results of these batches in their last runs."""
-    if not ids:
-        return {}
-    found = await connection.execute(sa.select(batches.c.id, _results).where(batches.c.id.in_(ids)))
-    return {row[0]: row[1] for row in found}
+    done: dict[str, int] = {}
+    for start in range(0, len(ids), NAMED):
+        some = batches.c.id.in_(ids[start : start + NAMED])
+        found = await connection.execute(sa.select(batches.c.id, _results).where(some))
+        done |= {row[0]: row[1] for row in found}
+    return done
 
 
 async def done_since(connection: AsyncConnection, since: float) -> int:
