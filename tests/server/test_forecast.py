@@ -14,6 +14,7 @@ from batchery.engine.forecast import Progress
 from batchery.server import forecast
 from batchery.store import batches, estimates
 from batchery.store.database import sqlite_url
+from batchery.store.errors import StoreUnavailable
 from batchery.store.ids import new_id
 from batchery.upstreams.simulator import Behaviour, LogNormal
 from tests.requests import chat_file
@@ -91,6 +92,19 @@ async def test_a_list_tells_each(rig: Rig) -> None:
     assert listed[f"batch_{cancelling}"] is None
     assert now + 99 <= listed[f"batch_{first}"] <= now + 105
     assert now + 199 <= listed[f"batch_{second}"] <= now + 207
+
+
+async def test_what_is_done_is_not_called_failed_for_want_of_an_estimate(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(_: Any) -> Any:
+        raise StoreUnavailable("the database has just gone away")
+
+    file = await rig.upload(chat_file(2))
+    monkeypatch.setattr(estimates, "running", fails)
+    made = await rig.create(file["id"])
+    assert (made.status, made.json["estimated_completion_at"]) == (200, None)
+    assert (await rig.ask("POST", f"/v1/batches/{made.json['id']}/cancel")).status == 200
 
 
 async def test_many_who_ask_cost_one_look(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

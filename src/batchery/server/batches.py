@@ -151,4 +151,4 @@ async def cancel_batch(request: AnyRequest, id: FromPath[str]) -> BatchObject:
             row = await owned_batch(connection, id, owner)
     if changes is not None:
         context.wake()
-    return batch_object(row, await context.forecast.of(row))
+    return batch_object(row, await context.forecast.of_committed(row))

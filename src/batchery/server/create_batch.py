@@ -42,7 +42,7 @@ async def create_batch(request: AnyRequest) -> BatchObject:
     if use is not None:
         row = await _made_before(context, use)
         if row is not None:
-            return batch_object(row, await context.forecast.of(row))
+            return batch_object(row, await context.forecast.of_committed(row))
     file = await context.database.look(
         lambda connection: input_file(connection, wanted.input_file_id, caller.owner, context.now())
     )
@@ -50,7 +50,7 @@ async def create_batch(request: AnyRequest) -> BatchObject:
     row = await (new.failed() if file.status == "error" and wanted.on_invalid_line == "fail" else new.good())
     if row.status == "validating" or row.webhook_url is not None:
         context.wake()
-    return batch_object(row, await context.forecast.of(row))
+    return batch_object(row, await context.forecast.of_committed(row))
 
 
 async def _made_before(context: Context, use: Use) -> BatchRow | None:

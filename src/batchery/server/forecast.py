@@ -9,10 +9,15 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
+import structlog
+
 from batchery.engine.forecast import Pace, Progress, ends
 from batchery.store import estimates, workers
 from batchery.store.batches import BatchRow
 from batchery.store.database import Database
+from batchery.store.errors import StoreError
+
+log = structlog.get_logger()
 
 FRESH = 1.0
 """Seconds for which a look will do."""
@@ -57,6 +62,15 @@ class Forecast:
             StoreError: the database failed.
         """
         return (await self.of_all([row]))[0]
+
+    async def of_committed(self, row: BatchRow) -> int | None:
+        """The same for a batch that was just made or changed: None too where the database fails now, since an error
+        would say that nothing has happened, and whoever tries again would make another."""
+        try:
+            return await self.of(row)
+        except StoreError as error:
+            log.warning("no estimate for a batch that was made or changed", batch=row.id, reason=str(error))
+            return None
 
     async def of_all(self, rows: Sequence[BatchRow]) -> list[int | None]:
         """The same for several."""

@@ -58,7 +58,7 @@ async def retry_batch(request: AnyRequest, id: FromPath[str]) -> BatchObject:
             await files.keep(connection, row.output_file)  # its expiry begins anew when it is complete again
             row = await owned_batch(connection, id, caller.owner)
         context.wake()
-        return batch_object(row, await context.forecast.of(row))
+        return batch_object(row, await context.forecast.of_committed(row))
 
 
 async def _check_files(connection: AsyncConnection, context: Context, row: BatchRow) -> None:
