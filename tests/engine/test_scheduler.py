@@ -163,6 +163,23 @@ def test_an_hour_overtakes_a_day_at_once_and_the_day_does_not_starve() -> None:
     assert max(reserve) - min(reserve) <= 3 * SIZE
 
 
+def test_owners_share_by_requests_however_many_their_shards_have() -> None:
+    """What is charged for is known only once it is leased, and is then put right where it was charged."""
+    scheduler, ids, served = Scheduler(), itertools.count(), Counter[str]()
+    sizes = {"whole": 256, "pieces": 7}  # as where a batch asks for a thousand models
+    batches = {owner: Running(owner, owner, 1.0, int(NOW + DAY), 1_000_000) for owner in sizes}
+    scheduler.update(batches.values())
+    for _ in range(500):
+        wanted = scheduler.wanted(1_024, NOW, size=131)
+        leased = [shard(next(ids), batches[id], sizes[id]) for id, item in wanted.items() for _ in range(item.shards)]
+        scheduler.leased(wanted, leased)
+        while (read := scheduler.next(NOW, 0.0)) is not None:
+            served[read.batch_id] += len(read.unread)
+            read.unread.clear()
+            scheduler.remove(read)
+    assert served["pieces"] == pytest.approx(served["whole"], rel=0.1)
+
+
 def test_of_one_owner_the_hour_runs_before_anything_else_of_the_day() -> None:
     table, scheduler = Table(), Scheduler()
     table.create("day", "me", 100_000)

@@ -750,7 +750,7 @@ async def leased_by(worker: Worker, rig: Rig) -> list[shards.ShardRow]:
 def hold(worker: Worker, shard: LeasedShard) -> None:
     """Let a worker know of a shard that it has leased."""
     worker._scheduler._rank = 99  # no more urgent than it is itself
-    wanted = Wanted(shards=1, size=len(shard.unread), share=FairShare())
+    wanted = Wanted([(FairShare(), len(shard.unread))])
     worker._scheduler.leased({shard.batch_id: wanted}, [shard])
 
 

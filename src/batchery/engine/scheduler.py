@@ -113,14 +113,20 @@ class Wanted(NamedTuple):
     """What is to be leased of one batch.
 
     Attributes:
-        shards: how many.
-        size: requests that its owner was charged for.
-        share: where.
+        charges: for each shard where its owner was charged for it, and for how many requests.
     """
 
-    shards: int
-    size: int
-    share: FairShare
+    charges: list[tuple[FairShare, int]]
+
+    @property
+    def shards(self) -> int:
+        """How many shards."""
+        return len(self.charges)
+
+    @property
+    def size(self) -> int:
+        """Requests that were charged."""
+        return sum(size for _, size in self.charges)
 
 
 class Scheduler:
@@ -216,8 +222,7 @@ class Scheduler:
             claim, share = self._turn(claims, now)
             owner, each = claim.owner, claim.size
             entry = waiting[owner]
-            shards, before, _ = found.get(entry.batch.id, (0, 0, share))
-            found[entry.batch.id] = Wanted(shards + 1, before + each, share)
+            found.setdefault(entry.batch.id, Wanted([])).charges.append((share, each))
             entry.free -= each
             missing -= each
             following = entry if entry.free > 0 else self._first_of(owner, now, held_back, full)
@@ -278,18 +283,19 @@ class Scheduler:
         for shard in shards:
             got[shard.batch_id].append(shard)
         for id, some in got.items():
-            count, size, share = wanted[id]
             entry = self._entries.get(id)
             if full and not some and (entry is None or entry.batch.model is None):
                 self._only[id] = frozenset(full), now + ONLY
             if entry is None:  # as for a batch that has ended meanwhile
                 entry = _Entry(Running(id, "", 1.0, min((shard.deadline for shard in some), default=0), 0), 0)
-            elif len(some) < count:
+            elif len(some) < wanted[id].shards:
                 entry.free = 0  # until the database is asked again
-            share.correct(entry.batch.owner, entry.batch.weight, sum(len(shard.unread) for shard in some) - size)
-            for shard in some:
-                self._leases[shard] = _Lease(self._rank, next(self._orders), share, entry.batch)
-                self._queue.append(shard)
+            for (share, size), shard in itertools.zip_longest(wanted[id].charges, some):
+                came = 0 if shard is None else len(shard.unread)
+                share.correct(entry.batch.owner, entry.batch.weight, came - size)
+                if shard is not None:
+                    self._leases[shard] = _Lease(self._rank, next(self._orders), share, entry.batch)
+                    self._queue.append(shard)
 
     def remove(self, shard: LeasedShard) -> None:
         """A shard is done with, or was given back."""
