@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchery.engine import forecast
-from batchery.engine.forecast import Pace, Progress, ends
+from batchery.engine.forecast import Pace, Progress, ends, groups
 
 GOOD = 0.15
 """Of the length of a run, by which an estimate may be off once the first tenth is over."""
@@ -203,3 +203,33 @@ def test_all_work_is_done_at_the_rate_and_an_owners_batches_end_in_order(batches
     for owner in "abc":
         times = [found[batch.id] for batch in running if batch.owner == owner]
         assert times == sorted(times)
+
+
+def asks(model: str | None) -> Progress:
+    return Progress(id=f"of {model}", owner="a", weight=1.0, deadline=9, left=1, done=0, since=None, model=model)
+
+
+def named(running: list[Progress], *lists: str) -> dict[str, list[str | None]]:
+    """The models of the batches of each group; lists are written as one letter for each model."""
+    found = groups(running, [frozenset(models) for models in lists])
+    return {name: [batch.model for batch in group.batches] for name, group in found.items()}
+
+
+def test_batches_that_share_no_upstream_are_apart() -> None:
+    running = [asks(model) for model in "zxyx"]
+    assert named(running, "xw", "y", "zv") == {"v": ["z"], "w": ["x", "x"], "y": ["y"]}
+    assert named(running, "xw", "xw", "y", "zv", "vw") == {"v": ["z", "x", "x"], "y": ["y"]}, "by way of another"
+    assert groups(running, [frozenset("xw"), frozenset("yz")])["w"].models == frozenset("xw")
+
+
+@pytest.mark.parametrize("lists", [(), ("xyz",), ("x", "y", "z", ""), ("x", "y")])
+def test_where_any_upstream_may_do_any_batch_all_are_one(lists: tuple[str, ...]) -> None:
+    """Where there is none, one alone, one without a list, and where a model is on no list."""
+    running = [asks(model) for model in "xyz"]
+    assert named(running, *lists) == {"": ["x", "y", "z"]}
+    assert groups(running, [])[""].models is None
+    assert named([], "x", "y") == {}
+
+
+def test_a_batch_of_several_models_joins_all() -> None:
+    assert named([asks("x"), asks(None)], "x", "y") == {"": ["x", None]}

@@ -12,7 +12,7 @@ import pytest
 
 from batchery.engine.forecast import Progress
 from batchery.server import forecast
-from batchery.store import batches, estimates
+from batchery.store import batches, estimates, workers
 from batchery.store.database import sqlite_url
 from batchery.store.errors import StoreUnavailable
 from batchery.store.ids import new_id
@@ -35,7 +35,9 @@ async def test_it_is_good_after_the_first_tenth(tmp_path: Path, latency: Any) ->
         looks = [await followed(server, batch["id"]), await followed(server, second["id"])]
     for of_one in looks:
         end = of_one[-1][0]
-        good = [(when, told) for when, told in of_one[:-1] if when > began + (end - began) / 10]
+        # On a busy machine a look takes long and then will do for so long, also one from before the first result.
+        first = began + (end - began) / 10 + forecast.FRESH
+        good = [(when, told) for when, told in of_one[:-1] if when > first]
         assert len(good) > 10
         assert all(told is not None for _, told in good)
         # Whole seconds are told. That every look is good is proved in made-up time, in `tests/engine`; here the machine
@@ -107,6 +109,34 @@ async def test_what_is_done_is_not_called_failed_for_want_of_an_estimate(
     assert (await rig.ask("POST", f"/v1/batches/{made.json['id']}/cancel")).status == 200
 
 
+async def test_models_that_no_upstream_shares_have_paces_of_their_own(rig: Rig) -> None:
+    """A hundred a second of one, two of another; and of a third nothing has come yet but what its worker did before."""
+    now = time.time()
+    served: dict[str, tuple[float, list[list[str]]]] = {
+        "a": (70.0, [["quick"], ["slow", "alias"]]),
+        "b": (5.0, [["third"]]),
+    }
+    async with rig.context.database.write() as connection:
+        for letter, (rate, lists) in served.items():
+            row = workers.WorkerRow(id=letter * 32, host="h", pid=2**22, version="1", started_at=now, heartbeat_at=now)
+            await workers.insert(connection, row)
+            upstreams = [workers.UpstreamSnapshot(served=each) for each in lists]
+            await workers.beat(connection, row.id, now, rate, workers.Snapshot(upstreams=upstreams))
+    started = {"status": "in_progress", "run_started_at": now - 100}
+    quick = await add(rig, model="quick", total=20_000, completed=10_000, **started)
+    await add(rig, model="quick", status="completed", total=9_000, completed=9_000, run_started_at=now - 1_000)
+    slow = await add(rig, model="slow", total=300, completed=100, **started)
+    await add(rig, model="alias", status="completed", total=100, completed=100, run_started_at=now - 90)
+    third = await add(rig, model="third", status="in_progress", total=1_000, run_started_at=now)
+    listed = {one["id"]: one["estimated_completion_at"] for one in (await rig.ask("GET", "/v1/batches")).json["data"]}
+    assert 99 <= listed[f"batch_{quick}"] - now <= 106
+    assert 99 <= listed[f"batch_{slow}"] - now <= 106
+    assert 199 <= listed[f"batch_{third}"] - now <= 202
+    mixed = await add(rig, status="validating", total=1_000)  # asks for several models, so all are as one
+    found = (await rig.ask("GET", f"/v1/batches/batch_{mixed}")).json
+    assert found["estimated_completion_at"] is None or found["estimated_completion_at"] - now < 300
+
+
 async def test_many_who_ask_cost_one_look(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     looks = 0
     ask = estimates.running
@@ -136,6 +166,7 @@ async def test_what_the_table_says(rig: Rig) -> None:
     async with rig.context.database.read() as connection:
         running = [Progress(*fields) for fields in await estimates.running(connection)]
         assert await estimates.done_since(connection, start) == 9
+        assert await estimates.done_since(connection, start, {"m"}) == 0
         assert await estimates.done_of(connection, [ended]) == {ended: 9}
     deadline = now + 86_400
     assert [one.id for one in running] == [id, waits]

@@ -1,13 +1,14 @@
 """When running batches are expected to be done: from how fast results have come in, and the turns that batches get.
 
-Two parts. `Pace` says how many results a second come in, from what has been recorded since the run began or in the last
-minute; `ends` lets all batches go on at that pace, shared as the scheduler shares. Pure: the clock is an argument.
+Three parts. `groups` tells apart the batches of which no upstream serves both: each group has a pace of its own. `Pace`
+says how many results a second come in, from what has been recorded since the run began or in the last minute; `ends`
+lets all batches go on at that pace, shared as the scheduler shares. Pure: the clock is an argument.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
@@ -34,6 +35,7 @@ class Progress(msgspec.Struct, frozen=True):
         left: requests without a recorded result.
         done: results in this run.
         since: when the run's first request could go out, Unix seconds; None before its plan.
+        model: that all its requests ask for; None where they ask for several.
     """
 
     id: str
@@ -43,10 +45,54 @@ class Progress(msgspec.Struct, frozen=True):
     left: int
     done: int
     since: float | None
+    model: str | None = None
+
+
+class Group(msgspec.Struct, frozen=True):
+    """Batches that share upstreams, directly or by way of others.
+
+    Attributes:
+        batches: in the order given.
+        models: that their upstreams list; None where the group is all that there is.
+    """
+
+    batches: list[Progress]
+    models: frozenset[str] | None
+
+
+def groups(running: Sequence[Progress], lists: Collection[frozenset[str]]) -> dict[str, Group]:
+    """The batches by group; of two groups, no upstream serves both.
+
+    Args:
+        running: all batches.
+        lists: the models of each upstream; an empty one where it may serve any.
+
+    Returns:
+        By a name that stays the same as long as the upstreams do.
+    """
+    everything = {"": Group(list(running), None)} if running else {}
+    parts: list[set[str]] = []
+    for models in set(lists):
+        if not models:
+            return everything
+        joined = set(models)
+        for part in [part for part in parts if part & joined]:
+            joined |= part
+            parts.remove(part)
+        parts.append(joined)
+    of = {model: part for part in parts for model in part}
+    if len(parts) < 2 or any(batch.model not in of for batch in running):
+        return everything
+    found: dict[str, Group] = {}
+    for batch in running:
+        assert batch.model is not None
+        part = of[batch.model]
+        found.setdefault(min(part), Group([], frozenset(part))).batches.append(batch)
+    return found
 
 
 class Pace:
-    """Results a second of all batches together."""
+    """Results a second of a group's batches together."""
 
     def __init__(self) -> None:
         self._done: dict[str, int] = {}

@@ -36,7 +36,8 @@ async def list_models(request: AnyRequest) -> ModelList:
     context = context_of(request)
     models = {model.id: model for model in await context.list_models()}
     async with context.database.read() as connection:
-        told = await workers.served(connection, time.time() - LISTED)
+        said = await workers.told(connection, time.time() - LISTED)
+    told = {model for _, upstreams in said for upstream in upstreams for model in upstream.served or ()}
     return ModelList(data=[*models.values(), *(Model(id=id) for id in sorted(told) if id not in models)])
 
 

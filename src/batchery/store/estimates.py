@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -54,6 +54,7 @@ _running = (
         (batches.c.total - batches.c.completed - _bad).label("left"),
         sa.case((_planned, _results), else_=0).label("done"),
         sa.case((_planned, batches.c.run_started_at), else_=None).label("since"),
+        batches.c.model,
     )
     .select_from(batches.outerjoin(api_keys, batches.c.api_key == api_keys.c.id))
     .where(batches.c.status.in_(LIVE_SQL), batches.c.status.in_(("validating", "in_progress")))
@@ -78,20 +79,24 @@ async def done_of(connection: AsyncConnection, ids: Sequence[str]) -> dict[str, 
     return done
 
 
-async def done_since(connection: AsyncConnection, since: float) -> int:
-    """The results of batches whose run began no earlier than a time (Unix seconds), and is over."""
+async def done_since(connection: AsyncConnection, since: float, models: Collection[str] | None = None) -> int:
+    """The results of batches whose run began no earlier than a time (Unix seconds), and is over.
+
+    Args:
+        models: only of those that ask for one of these alone; None for all.
+    """
     recent = (
-        sa.select(_results.label("results"), batches.c.status, batches.c.run_started_at)
+        sa.select(_results.label("results"), batches.c.status, batches.c.run_started_at, batches.c.model)
         .order_by(batches.c.seq.desc())
         .limit(LOOK_BACK)
         .subquery()
     )
     found = await connection.execute(
-        sa.select(sa.func.coalesce(sa.func.sum(recent.c.results), 0)).where(
-            recent.c.run_started_at >= since, recent.c.status.in_(("finalizing", "cancelling", *ENDED))
-        )
+        sa.select(recent.c.model, sa.func.sum(recent.c.results))
+        .where(recent.c.run_started_at >= since, recent.c.status.in_(("finalizing", "cancelling", *ENDED)))
+        .group_by(recent.c.model)
     )
-    return int(found.scalar_one())
+    return sum(int(results) for model, results in found if models is None or model in models)
 
 
 async def output_tokens(connection: AsyncConnection, owner: str) -> dict[str, float]:

@@ -126,13 +126,15 @@ async def all_workers(connection: AsyncConnection) -> list[WorkerRow]:
     return [WorkerRow(**row._mapping) for row in await connection.execute(sa.select(workers))]
 
 
-async def served(connection: AsyncConnection, since: float) -> set[str]:
-    """The models that the upstreams of workers list which have shown themselves since a time (Unix seconds)."""
-    said = await connection.execute(
-        sa.select(workers.c.snapshot).where(workers.c.heartbeat_at >= since, workers.c.snapshot.is_not(None))
+async def told(connection: AsyncConnection, since: float) -> list[tuple[float, list[UpstreamSnapshot]]]:
+    """What workers say that have shown themselves since a time (Unix seconds): each one's results a second, and its
+    upstreams."""
+    found = await connection.execute(
+        sa.select(workers.c.rate, workers.c.snapshot).where(
+            workers.c.heartbeat_at >= since, workers.c.snapshot.is_not(None)
+        )
     )
-    upstreams = [upstream for snapshot in said.scalars() for upstream in decode_snapshot(snapshot).upstreams]
-    return {model for upstream in upstreams for model in upstream.served or ()}
+    return [(rate, decode_snapshot(snapshot).upstreams) for rate, snapshot in found]
 
 
 async def remove(connection: AsyncConnection, ids: list[str]) -> None:
