@@ -22,8 +22,9 @@ from batchery.store import batches, shards
 from batchery.store.database import Database
 from batchery.store.errors import StoreError
 
-OPEN_BYTES = 32 * 1024 * 1024
-"""Bytes of request bodies that may be read and not yet recorded."""
+OPEN_BYTES, MOST_OPEN_BYTES = 32 * 1024 * 1024, 256 * 1024 * 1024
+"""Bytes of request bodies that may be read and not yet recorded. Beyond the first nothing is read ahead, but what can
+be sent at once: requests with images, of a megabyte each, would else leave most of an upstream idle."""
 
 SOON = 0.25
 """Seconds before which shards should not have to be leased again: where they do, more are leased at a time."""
@@ -94,7 +95,9 @@ class Feeder:
         if self._has_enough():
             return False
         held = held_back(pool.waiting_of, pool.limit, full=pool.waiting_bytes >= OPEN_BYTES)
-        full = self._fleet.elsewhere if pool.is_single else self._fleet.elsewhere | pool.full(scheduler.models())
+        full = self._fleet.elsewhere
+        if not pool.is_single:
+            full = full | pool.full(scheduler.models(), ahead=self._may_read_ahead)
         again = await self._lease(AHEAD * pool.limit, held, full)
         read = 0
         # Of small shards several, or each of them would take the transaction of a lease.
@@ -110,10 +113,20 @@ class Feeder:
         pool = self._pool
         return (
             pool.is_fed
-            or self.open_bytes - pool.waiting_bytes >= OPEN_BYTES
+            or not (self._may_read_ahead or (pool.has_free_slots and self._open_unless_waiting < MOST_OPEN_BYTES))
             or not self._recorder.has_room
             or self._copies.is_full
         )
+
+    @property
+    def _open_unless_waiting(self) -> int:
+        """Bytes of request bodies that are open, but for those that wait for another try."""
+        return self.open_bytes - self._pool.waiting_bytes
+
+    @property
+    def _may_read_ahead(self) -> bool:
+        """Whether more may be read than can be sent at once."""
+        return self._open_unless_waiting < OPEN_BYTES
 
     async def _read(self, shard: LeasedShard) -> int:
         """Offer the pool a shard's next requests; how many there are."""

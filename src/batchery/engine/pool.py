@@ -216,11 +216,24 @@ class Pool:
             return self._first.fresh < self._first.limit
         return any(lane.dispatcher.fresh < lane.dispatcher.limit for lane in self.lanes)
 
-    def full(self, models: Collection[str]) -> frozenset[str]:
-        """Those models of which nothing more is to be read for now: all upstreams that serve them have enough."""
+    @property
+    def has_free_slots(self) -> bool:
+        """Whether an upstream could be sent more at once than is there for it."""
+        return any(_has_free_slots(lane.dispatcher) for lane in self.lanes)
+
+    def full(self, models: Collection[str], *, ahead: bool = True) -> frozenset[str]:
+        """Those models of which nothing more is to be read for now: all upstreams that serve them have enough.
+
+        Args:
+            ahead: whether that is enough for a while, or only for now.
+        """
         if self._is_single:
             return frozenset()
-        return frozenset(model for model in models if all(_is_fed(lane.dispatcher) for lane in self._serving(model)))
+        if ahead:
+            wanted = {lane for lane in self.lanes if not _is_fed(lane.dispatcher)}
+        else:
+            wanted = {lane for lane in self.lanes if _has_free_slots(lane.dispatcher)}
+        return frozenset(model for model in models if wanted.isdisjoint(self._serving(model)))
 
     def snapshots(self) -> list[UpstreamSnapshot]:
         """What a worker says of its upstreams."""
@@ -405,6 +418,10 @@ async def list_models(upstreams: Sequence[Upstream]) -> list[Model]:
 def _is_fed(dispatcher: Dispatcher) -> bool:
     # Retries that are due do not count, or those of a batch that only fails would keep everything else from being read.
     return dispatcher.fresh >= AHEAD * dispatcher.limit // 2
+
+
+def _has_free_slots(dispatcher: Dispatcher) -> bool:
+    return dispatcher.ready < dispatcher.limit - dispatcher.in_flight
 
 
 def _eagerness(lane: Lane) -> tuple[bool, float]:
