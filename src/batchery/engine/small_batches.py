@@ -148,10 +148,11 @@ class SmallBatches:
             for segment in segments:
                 by_batch[segment.batch_id].append(segment)
             made: list[_Files] = []
+            spread = new_id()[:2]
             failed: StoreError | None = None
             for row in rows:
                 try:
-                    made.append(_files(row, by_batch[row.id], await self._reader.numbers(row.id)))
+                    made.append(_files(row, by_batch[row.id], await self._reader.numbers(row.id), spread))
                 except StoreError as error:
                     failed = error
             await self._end(made)
@@ -215,8 +216,13 @@ class SmallBatches:
         return {one.row.id for one in ended}
 
 
-def _files(row: BatchRow, segments: Sequence[Segment], numbers: array[int]) -> _Files:
-    """Join a batch's log; its segments are in order of kind and position."""
+def _files(row: BatchRow, segments: Sequence[Segment], numbers: array[int], spread: str) -> _Files:
+    """Join a batch's log; its segments are in order of kind and position.
+
+    Args:
+        spread: with which two digits the keys begin: those of batches that are finished together lie in the same
+            folders, or each would have folders of its own to be synced.
+    """
     index = ResultIndex.empty(numbers)
     good = row.total - row.invalid
     whole: dict[str, list[bytes]] = {"output": [], "error": []}
@@ -227,11 +233,11 @@ def _files(row: BatchRow, segments: Sequence[Segment], numbers: array[int]) -> _
         sizes[segment.kind] += len(segment.body)
     return _Files(
         row=row,
-        output_key=new_key("output", new_id()),
+        output_key=new_key("output", spread + new_id()[2:]),
         output=b"".join(whole["output"]),
-        error_key=new_key("error", new_id()) if row.error_lines else None,
+        error_key=new_key("error", spread + new_id()[2:]) if row.error_lines else None,
         errors=b"".join(whole["error"]),
-        index_key=new_key("results", new_id()),
+        index_key=new_key("results", spread + new_id()[2:]),
         index=b"".join(result_index.encode(index)),
     )
 
