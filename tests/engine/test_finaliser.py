@@ -48,7 +48,7 @@ async def recorded(rig: Rig, *, good: int = 3, bad: int = 2, missing: int = 0) -
     async with rig.database.write() as connection:
         (row,) = await claim_any(connection, "w", 9, time.time(), time.time() + 10)
     shard = LeasedShard(row)
-    recorder = Recorder(rig.database, "w", 10.0, lambda _: None, lambda _: None)
+    recorder = Recorder(rig.database, "w", 10.0, lambda _: None, lambda *_: None)
     running = asyncio.create_task(recorder.run())
     for i in range(good + bad):
         work = Work(shard, i, i, custom_id=f"r{i}", url="/v1/chat/completions", body=b"{}")
@@ -258,7 +258,7 @@ async def test_results_that_come_after_the_end_are_refused(rig: Rig) -> None:
     late = LeasedShard(row)
     await cancel(rig, id)
     assert await finish_one(finaliser(rig))
-    recorder = Recorder(rig.database, "v", 10.0, lambda _: None, lambda _: None)
+    recorder = Recorder(rig.database, "v", 10.0, lambda _: None, lambda *_: None)
     running = asyncio.create_task(recorder.run())
     work = Work(late, 5, 5, custom_id="r5", url="/v1/chat/completions", body=b"{}")
     recorder.add(Result(work, "output", success_line("i5", "r5", 200, "x", b"{}"), None))

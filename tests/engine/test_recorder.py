@@ -75,13 +75,15 @@ class Desk:
         self.settled: list[Work] = []
         self.batches_done = 0
         self.taken: list[BatchRow] = []
+        self.left = False
         self.recorder = Recorder(
             database, worker, 10.0, self.settled.extend, self._done, places=(lambda: 1) if takes else None
         )
         self.running = asyncio.create_task(self.recorder.run())
 
-    def _done(self, taken: list[BatchRow]) -> None:
+    def _done(self, taken: list[BatchRow], left: bool) -> None:
         self.taken += taken
+        self.left |= left
         self.batches_done += 1
 
     async def until(self, condition: Callable[[], bool]) -> None:
@@ -177,31 +179,45 @@ async def test_results_are_recorded_together_and_the_last_ends_the_run(database:
     await desk.close()
 
 
-async def test_a_large_batch_that_ends_its_run_is_taken_along(database: FlakyDatabase) -> None:
-    batch, (shard,) = await lease(database, [3])
+async def test_batches_that_end_their_run_are_taken_along(database: FlakyDatabase) -> None:
+    large = [await lease(database, [3]) for _ in range(2)]
+    small = [await lease(database, [1]) for _ in range(2)]
     other, (of_other,) = await lease(database, [2])
-    small, (of_small,) = await lease(database, [1])
     desk = Desk(database, takes=True)
     before = time.time()
-    for place in range(3):
-        desk.recorder.add(result(shard, place, padding=500_000))
+    for _, (shard,) in small:
+        desk.recorder.add(result(shard, 0))
     desk.recorder.add(result(of_other, 0))
-    desk.recorder.add(result(of_small, 0))
-    await desk.until(lambda: len(desk.settled) == 5)
-    row, _ = await log_of(database, batch)
-    assert row.lease_owner == "w"
-    assert before + 9 <= (row.lease_until or 0) <= time.time() + 10
-    assert [msgspec.structs.replace(taken, lease_owner="w", lease_until=row.lease_until) for taken in desk.taken] == [
-        row
-    ]
-    async with database.write() as connection:
-        free = await batches.claim(connection, "v", ["finalizing"], time.time(), time.time() - 1)
-    assert free is not None
-    assert free.id == small, "another took it too"
+    for _, (shard,) in large:
+        for place in range(3):
+            desk.recorder.add(result(shard, place, padding=500_000))
+    await desk.until(lambda: len(desk.settled) == 9)
+    taken = {row.id: row for row in desk.taken}
+    assert set(taken) >= {id for id, _ in small}
+    assert len(taken) == 3, "there is a place for one large one, and no more"
+    assert desk.left
+    for id, _ in (*large, *small):
+        row, _ = await log_of(database, id)
+        assert row.status == "finalizing"
+        if id not in taken:
+            assert row.lease_owner is None
+            continue
+        assert row.lease_owner == "w"
+        assert before + 9 <= (row.lease_until or 0) <= time.time() + 10
+        assert msgspec.structs.replace(taken[id], lease_owner="w", lease_until=row.lease_until) == row
     row, _ = await log_of(database, other)
     assert (row.status, row.lease_owner) == ("in_progress", None)
-    row, _ = await log_of(database, small)  # it waits for others, to be finished with them
-    assert row.status == "finalizing"
+    await desk.close()
+
+
+async def test_nothing_is_taken_without_a_place(database: FlakyDatabase) -> None:
+    id, (shard,) = await lease(database, [1])
+    desk = Desk(database)
+    desk.recorder.add(result(shard, 0))
+    await desk.until(lambda: len(desk.settled) == 1)
+    row, _ = await log_of(database, id)
+    assert (row.status, row.lease_owner) == ("finalizing", None)
+    assert (desk.taken, desk.left) == ([], True)
     await desk.close()
 
 

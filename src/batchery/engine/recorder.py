@@ -63,9 +63,10 @@ class Recorder:
         lease: seconds for which it takes a batch.
         recorded: called after each commit with the works that are settled: recorded, or dropped because the lease
             was lost.
-        batch_done: called when a commit has completed batches, with those that were taken to be finalised at once;
-            the others are anybody's to take.
-        places: says how many batches that are completed may be taken to be finalised: that saves a transaction each.
+        batch_done: called when a commit has completed batches, with those that were taken to be finished here, and
+            whether there are others, which are anybody's to take.
+        places: says how many batches that are completed may be taken, any number of small ones in the place of one:
+            that saves a transaction and the looking for them.
         copied: called with each result that is also that of other requests.
 
     Attributes:
@@ -81,7 +82,7 @@ class Recorder:
         worker: str,
         lease: float,
         recorded: Callable[[list[Work]], None],
-        batch_done: Callable[[list[BatchRow]], None],
+        batch_done: Callable[[list[BatchRow], bool], None],
         copied: Callable[[Result], None] | None = None,
         places: Callable[[], int] | None = None,
     ) -> None:
@@ -190,12 +191,12 @@ class Recorder:
             by_shard[result.work.shard].append(result)
         now = int(time.time())
         held: dict[LeasedShard, list[Result]] = {}
-        done = False
+        left = False
         taken: list[BatchRow] = []
         places = 0 if self._places is None else self._places()
 
         async def record(connection: AsyncConnection) -> None:
-            nonlocal done
+            nonlocal left
             rows_held = await shards.held(connection, self._worker, [shard.id for shard in by_shard])
             for shard, items in by_shard.items():
                 row_held = rows_held.get(shard.id)
@@ -211,6 +212,7 @@ class Recorder:
             for shard, items in held.items():
                 by_batch[shard.batch_id].extend(items)
             rows = await batches.get_many(connection, list(by_batch), lock=True)
+            free = places
             segments: list[Segment] = []
             changes: list[dict[str, object]] = []
             for id, row in rows.items():
@@ -218,11 +220,13 @@ class Recorder:
                 segments.extend(lines)
                 changes.append(change)
                 if change["status"] != row.status:
-                    done = True
                     ended = msgspec.structs.replace(row, **change)
-                    if len(taken) < places and not is_small(ended):  # small ones wait for one another
+                    if (places if is_small(ended) else free) > 0:
+                        free -= not is_small(ended)
                         change["lease_owner"], change["lease_until"] = self._worker, now + self._lease
                         taken.append(ended)
+                    else:
+                        left = True
                 if error_file is not None:
                     await files.insert(connection, **error_file)
             await results.insert(connection, segments)
@@ -237,8 +241,8 @@ class Recorder:
 
         await self._database.write_at_once(record)
         self.count += sum(map(len, held.values()))
-        if done:
-            self._batch_done(taken)
+        if taken or left:
+            self._batch_done(taken, left)
 
 
 def _not_recorded(items: list[Result], done: bytes | None) -> list[Result]:

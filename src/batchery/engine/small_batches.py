@@ -13,6 +13,7 @@ from array import array
 from collections import defaultdict
 from collections.abc import Sequence
 from hashlib import sha256
+from itertools import accumulate
 from typing import Any
 
 import msgspec
@@ -59,6 +60,12 @@ def is_small(row: BatchRow) -> bool:
     )
 
 
+def _fitting(rows: Sequence[BatchRow]) -> int:
+    """How many of these can be finished together: always the first, if there is one."""
+    sizes = accumulate(row.output_bytes + row.error_bytes for row in rows[:AT_ONCE])
+    return max(min(1, len(rows)), sum(size <= AT_ONCE_BYTES for size in sizes))
+
+
 class _Files(msgspec.Struct, frozen=True):
     """What a batch ends with.
 
@@ -103,9 +110,21 @@ class SmallBatches:
         self._leases = leases
         self._worker = worker
         self._seconds = seconds
+        self._taken: list[BatchRow] = []
+
+    def add(self, rows: Sequence[BatchRow]) -> None:
+        """These were taken when their last results were recorded; they wait for one another, and for `next`."""
+        self._taken += rows
+        self._leases.batches.update(row.id for row in rows)
+
+    def next(self) -> list[BatchRow]:
+        """Of those that were taken some that can be finished together; `finish` is to follow at once."""
+        count = _fitting(self._taken)
+        some, self._taken = self._taken[:count], self._taken[count:]
+        return some
 
     async def claim(self) -> list[BatchRow]:
-        """Take small batches that are ready to be finished; `finish` is to follow at once.
+        """Take small batches that are ready to be finished and that nobody has; `finish` is to follow at once.
 
         Raises:
             StoreError: none could be taken.
@@ -114,13 +133,8 @@ class SmallBatches:
         async with self._database.read() as connection:
             ready = await batches.ready(connection, now, AT_ONCE)
             await self._reader.locate(connection, ready)
-        wanted: list[str] = []
-        size = 0
-        for row in filter(is_small, ready):
-            size += row.output_bytes + row.error_bytes
-            if wanted and size > AT_ONCE_BYTES:
-                break
-            wanted.append(row.id)
+        found = list(filter(is_small, ready))
+        wanted = [row.id for row in found[: _fitting(found)]]
         if not wanted:
             return []
 

@@ -29,7 +29,7 @@ from batchery.engine.reader import Reader
 from batchery.engine.reaper import Reaper
 from batchery.engine.recorder import Recorder
 from batchery.engine.retention import Retention
-from batchery.engine.small_batches import SmallBatches
+from batchery.engine.small_batches import SmallBatches, is_small
 from batchery.engine.throughput import Throughput
 from batchery.engine.webhooks import Deliverer
 from batchery.engine.work import LeasedShard, Result
@@ -125,6 +125,7 @@ class Worker:
         self._to_feed = asyncio.Event()
         self._to_watch = asyncio.Event()
         self._to_finish = asyncio.Event()
+        self._to_finish_taken = asyncio.Event()
         self._to_reap = asyncio.Event()
         self._to_retain = asyncio.Event()
         self._to_tell = asyncio.Event()
@@ -203,6 +204,7 @@ class Worker:
             asyncio.create_task(self._forever(self._feeder.feed, self._to_feed, None)),
             asyncio.create_task(self._forever(self._watch, self._to_watch, POLL)),
             asyncio.create_task(self._forever(self._finish, self._to_finish, None, FINISH_SPACING)),
+            asyncio.create_task(self._forever(self._finish_taken, self._to_finish_taken, None, FINISH_SPACING)),
             asyncio.create_task(self._forever(self._reap, self._to_reap, SILENCE)),
             asyncio.create_task(self._forever(self._retain, self._to_retain, RETENTION)),
             asyncio.create_task(self._forever(self._tell, self._to_tell, TELL, TELL_SPACING)),
@@ -247,6 +249,7 @@ class Worker:
             self._to_feed,
             self._to_watch,
             self._to_finish,
+            self._to_finish_taken,
             self._to_reap,
             self._to_retain,
             self._to_tell,
@@ -369,14 +372,29 @@ class Worker:
             self._begin(self._finaliser.finish(row))
         return bool(small) or row is not None
 
+    async def _finish_taken(self) -> bool:
+        """Begin to finish small batches that were taken when their last results were recorded."""
+        if len(self._finishing) >= FINISHING:
+            return False
+        small = self._small_batches.next()
+        if small:
+            self._begin(self._small_batches.finish(small))
+        return bool(small)
+
     def _places(self) -> int:
         """Batches that may be begun to be finished."""
         return 0 if self._winding_down else max(0, FINISHING - len(self._finishing))
 
-    def _batch_done(self, taken: list[BatchRow]) -> None:
+    def _batch_done(self, taken: list[BatchRow], left: bool) -> None:
+        small = [row for row in taken if is_small(row)]
         for row in taken:
-            self._begin(self._finaliser.finish(row))
-        self._to_finish.set()
+            if row not in small:
+                self._begin(self._finaliser.finish(row))
+        if small:
+            self._small_batches.add(small)
+            self._to_finish_taken.set()
+        if left:
+            self._to_finish.set()
 
     def _begin(self, finish: Coroutine[Any, Any, None]) -> None:
         finishing = asyncio.create_task(finish)
@@ -386,6 +404,7 @@ class Worker:
     def _finished(self, finishing: asyncio.Task[None]) -> None:
         if len(self._finishing) >= FINISHING:
             self._to_finish.set()  # there may be more that waited for a place
+            self._to_finish_taken.set()
         self._finishing.discard(finishing)
         if not finishing.cancelled() and (error := finishing.exception()) is not None:
             if isinstance(error, StoreError):
