@@ -60,7 +60,7 @@ class Results(Recorder):
     """A recorder that only takes down what it is given."""
 
     def __init__(self) -> None:
-        super().__init__(Database("sqlite+aiosqlite:////nowhere/a.db"), "w", 10.0, lambda _: None, lambda _: None)
+        super().__init__(Database("sqlite+aiosqlite:////nowhere/a.db"), "w", 10.0, lambda _: None, lambda *_: None)
         self.taken: list[Result] = []
         self.hurried_at: list[int] = []
 

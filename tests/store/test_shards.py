@@ -87,7 +87,7 @@ async def test_a_worker_does_not_take_what_it_holds_twice(database: Database) ->
     await add_plan(database, 2)
     async with database.write() as connection:
         (first,) = await claim_any(connection, "w", 1, NOW, NOW + 10)
-        (other,) = await claim_any(connection, "w", 5, NOW + 50, NOW + 60, holding=[first.id])
+        (other,) = await claim_any(connection, "w", 1, NOW + 50, NOW + 60, holding=[first.id])
         assert other.id != first.id
         await shards.renew(connection, "w", [first.id], NOW + 60)
         assert set(await shards.held(connection, "w", [first.id, other.id])) == {first.id, other.id}

@@ -16,7 +16,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from batchery.store.rows import typed
+from batchery.store.rows import all_typed, typed
 from batchery.store.schema import api_keys
 
 HINT = 4
@@ -81,12 +81,12 @@ async def get(connection: AsyncConnection, id: str) -> KeyRow | None:
 
 async def all_keys(connection: AsyncConnection) -> list[KeyRow]:
     """Every key there ever was, the oldest first."""
-    return [KeyRow(**row._mapping) for row in await connection.execute(_select.order_by(api_keys.c.seq))]
+    return all_typed(KeyRow, await connection.execute(_select.order_by(api_keys.c.seq)))
 
 
 async def active(connection: AsyncConnection) -> list[KeyRow]:
     """Every key that is not revoked."""
-    return [KeyRow(**row._mapping) for row in await connection.execute(_select.where(api_keys.c.revoked_at.is_(None)))]
+    return all_typed(KeyRow, await connection.execute(_select.where(api_keys.c.revoked_at.is_(None))))
 
 
 async def were_made(connection: AsyncConnection) -> bool:

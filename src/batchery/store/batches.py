@@ -10,7 +10,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from batchery.store.rows import typed
+from batchery.store.rows import all_typed, typed
 from batchery.store.schema import ENDED, LIVE, LIVE_SQL, batches, results, shards
 from batchery.wire.objects import BatchError, BatchUsage, Deduplicated, InputTokensDetails, OutputTokensDetails
 
@@ -127,7 +127,7 @@ _get_many_locked = _get_many.with_for_update()
 async def insert(connection: AsyncConnection, **values: Any) -> BatchRow:
     """Add a batch; counters that are not given begin at 0."""
     added = await connection.execute(_insert, dict.fromkeys(_COUNTERS, 0) | values)
-    return BatchRow(**added.one()._mapping)
+    return all_typed(BatchRow, added)[0]
 
 
 async def get(connection: AsyncConnection, id: str, *, lock: bool = False) -> BatchRow | None:
@@ -143,7 +143,7 @@ async def get(connection: AsyncConnection, id: str, *, lock: bool = False) -> Ba
 async def get_many(connection: AsyncConnection, ids: Sequence[str], *, lock: bool = False) -> dict[str, BatchRow]:
     """Several batches by id; locked in the order of their ids, so that two callers cannot wait for each other."""
     found = await connection.execute(_get_many_locked if lock else _get_many, {"ids": ids})
-    return {row.id: BatchRow(**row._mapping) for row in found}
+    return {row.id: row for row in all_typed(BatchRow, found)}
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
@@ -183,7 +183,7 @@ async def page(
         found = (await connection.execute(sa.union_all(*each))).scalars()
         query = _select.where(batches.c.seq.in_(sorted(found, reverse=True)[:limit]))
     query = query.order_by(batches.c.seq.desc()).limit(limit)
-    return [BatchRow(**row._mapping) for row in await connection.execute(query)]
+    return all_typed(BatchRow, await connection.execute(query))
 
 
 def _newest(owner: str, status: str, limit: int, after: int | None, wanted: Wanted) -> sa.Select[tuple[int]]:
@@ -317,7 +317,7 @@ async def overdue(connection: AsyncConnection, now: float) -> list[BatchRow]:
     found = await connection.execute(
         _select.where(batches.c.status.in_(("validating", "in_progress")), batches.c.expires_at <= now)
     )
-    return [BatchRow(**row._mapping) for row in found]
+    return all_typed(BatchRow, found)
 
 
 async def claim(
@@ -365,7 +365,7 @@ async def ready(connection: AsyncConnection, now: float, limit: int) -> list[Bat
         limit: at most so many.
     """
     found = await connection.execute(_free["finalizing"], {"now": now, "most": limit})
-    return [BatchRow(**row._mapping) for row in found]
+    return all_typed(BatchRow, found)
 
 
 async def waiting(connection: AsyncConnection, now: float, limit: int) -> list[BatchRow]:
@@ -376,7 +376,7 @@ async def waiting(connection: AsyncConnection, now: float, limit: int) -> list[B
         limit: at most so many.
     """
     found = await connection.execute(_free["validating"], {"now": now, "most": limit})
-    return [BatchRow(**row._mapping) for row in found]
+    return all_typed(BatchRow, found)
 
 
 def _free_of(status: str) -> sa.Select[Any]:

@@ -363,7 +363,7 @@ def _write_synced(folder: Path, blobs: Iterable[tuple[str, bytes]]) -> None:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            os.rename(unfinished, path)
+            os.rename(unfinished, path)  # noqa: PTH104
         except OSError:
             Path(unfinished).unlink(missing_ok=True)
             raise

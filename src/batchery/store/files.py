@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batchery.store import dead_blobs
-from batchery.store.rows import typed
+from batchery.store.rows import all_typed, typed
 from batchery.store.schema import LIVE_SQL, batches, files
 from batchery.wire.file_index import Groups
 from batchery.wire.lines import Problem
@@ -210,7 +210,7 @@ async def page(
     if after is not None:
         query = query.where(files.c.seq < after if newest_first else files.c.seq > after)
     query = query.order_by(files.c.seq.desc() if newest_first else files.c.seq.asc()).limit(limit)
-    return [FileRow(**row._mapping) for row in await connection.execute(query)]
+    return all_typed(FileRow, await connection.execute(query))
 
 
 async def bytes_of_key(connection: AsyncConnection, key: str, now: int) -> int:

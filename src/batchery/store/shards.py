@@ -11,6 +11,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from batchery.store.rows import all_typed
 from batchery.store.schema import batches, shards
 
 
@@ -96,22 +97,27 @@ async def claim(
     """
     if not wanted:
         return []
-    parameters: dict[str, Any] = {"now": now, "holding": holding, "without": list(without)}
+    parameters: dict[str, Any] = {"now": now}
     for place, (batch, count) in enumerate(wanted.items()):
         parameters |= {f"batch_{place}": batch, f"count_{place}": count}
-    if not without:
-        del parameters["without"]
-    ids = list((await connection.execute(_free(len(wanted), bool(without)), parameters)).scalars())
+    if without:
+        parameters["without"] = list(without)
+    ids = list((await connection.execute(_free(len(wanted), bool(without), False), parameters)).scalars())
+    if not set(holding).isdisjoint(ids):  # its own leases have lapsed, so these must not take the places of others
+        parameters["holding"] = holding
+        ids = list((await connection.execute(_free(len(wanted), bool(without), True), parameters)).scalars())
     if not ids:
         return []
     taken = await connection.execute(_TAKE, {"ids": ids, "worker": worker, "until": until})
     turn = {batch: place for place, batch in enumerate(wanted)}
-    return sorted((ShardRow(**row._mapping) for row in taken), key=lambda shard: (turn[shard.batch_id], shard.id))
+    return sorted(all_typed(ShardRow, taken), key=lambda shard: (turn[shard.batch_id], shard.id))
 
 
 @lru_cache(64)
-def _free(count: int, without: bool) -> sa.CompoundSelect[Any]:
-    """Free shards of so many batches."""
+def _free(count: int, without: bool, holding: bool) -> sa.CompoundSelect[Any]:
+    """Free shards of so many batches. Its text does not depend on how many are held, unless it has to: a text that is
+    new costs more than what it finds.
+    """
     now: sa.BindParameter[float] = sa.bindparam("now", type_=sa.Float)
     each = [
         sa.select(shards.c.id)
@@ -121,7 +127,7 @@ def _free(count: int, without: bool) -> sa.CompoundSelect[Any]:
             batches.c.status == "in_progress",
             shards.c.deadline > now,
             shards.c.lease_until.is_(None) | (shards.c.lease_until < now),
-            shards.c.id.not_in(sa.bindparam("holding", expanding=True)),
+            *((shards.c.id.not_in(sa.bindparam("holding", expanding=True)),) if holding else ()),
             *((shards.c.model.not_in(sa.bindparam("without", expanding=True)),) if without else ()),
         )
         .order_by(shards.c.id)
@@ -219,7 +225,7 @@ async def fence(connection: AsyncConnection, batch: str) -> None:
 async def of_batch(connection: AsyncConnection, batch: str) -> list[ShardRow]:
     """What is left of a batch's plan, in plan order."""
     found = await connection.execute(sa.select(shards).where(shards.c.batch_id == batch).order_by(shards.c.id))
-    return [ShardRow(**row._mapping) for row in found]
+    return all_typed(ShardRow, found)
 
 
 async def drop(connection: AsyncConnection, batch: str) -> None:

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batchery.store import dead_blobs
-from batchery.store.rows import typed
+from batchery.store.rows import all_typed, typed
 from batchery.store.schema import upload_parts, uploads
 
 KEPT = 86_400
@@ -91,7 +91,7 @@ async def parts(connection: AsyncConnection, upload: str) -> list[PartRow]:
     found = await connection.execute(
         sa.select(upload_parts).where(upload_parts.c.upload_id == upload).order_by(upload_parts.c.seq)
     )
-    return [PartRow(**row._mapping) for row in found]
+    return all_typed(PartRow, found)
 
 
 async def held(connection: AsyncConnection, upload: str) -> Held:

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batchery.store import batches
 from batchery.store.ids import new_id
+from batchery.store.rows import all_typed
 from batchery.store.schema import webhooks
 from batchery.wire import ids
 from batchery.wire.objects import RequestCounts
@@ -130,7 +131,7 @@ async def claim(
         .values(attempts=webhooks.c.attempts + 1, next_at=until)
         .returning(webhooks)
     )
-    rows = {row.id: WebhookRow(**row._mapping) for row in claimed}
+    rows = {row.id: row for row in all_typed(WebhookRow, claimed)}
     return [rows[id] for id in chosen]
 
 

@@ -6,6 +6,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from batchery.store.rows import all_typed
 from batchery.store.schema import workers
 
 
@@ -123,7 +124,7 @@ async def total_rate(connection: AsyncConnection, since: float) -> float:
 
 async def all_workers(connection: AsyncConnection) -> list[WorkerRow]:
     """Every worker that has not been removed, living or not."""
-    return [WorkerRow(**row._mapping) for row in await connection.execute(sa.select(workers))]
+    return all_typed(WorkerRow, await connection.execute(sa.select(workers)))
 
 
 async def told(connection: AsyncConnection, since: float) -> list[tuple[float, list[UpstreamSnapshot]]]:
