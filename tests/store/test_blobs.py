@@ -181,6 +181,42 @@ async def test_many_are_synced_with_every_folder_above_them(folder: BlobStore, m
     assert sorted(synced) == sorted(expected)
 
 
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="only Linux can say what is in memory")
+@pytest.mark.parametrize("code", [errno.EAGAIN, errno.EOPNOTSUPP])
+async def test_what_is_not_in_memory_is_read_by_a_thread(
+    folder: BlobStore, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    await write_whole(folder, "output/ab/one", [b"0123456789"])
+    asked = []
+
+    def refuse(*_: object) -> int:
+        asked.append(1)
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "preadv", refuse)
+    for _ in range(2):
+        assert await folder.read("output/ab/one", 2, 3) == b"234"
+    assert len(asked) == (2 if code == errno.EAGAIN else 1), "a file system that cannot say is asked once"
+    with pytest.raises(StoreUnavailable):
+        await folder.read("output/ab/none", 0, 1)
+
+
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="only Linux can say what is in memory")
+async def test_what_is_in_memory_is_read_at_once(folder: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    await write_whole(folder, "output/ab/one", [b"0123456789"])
+    preadv = os.preadv
+
+    def only_at_once(descriptor: int, buffers: list[bytearray], offset: int, flags: int) -> int:
+        assert flags == os.RWF_NOWAIT
+        return preadv(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", only_at_once)
+    monkeypatch.setattr("batchery.store.blobs.obstore.get_range_async", None)
+    assert await folder.read("output/ab/one", 2, 3) == b"234"
+    monkeypatch.undo()
+    assert await folder.read("output/ab/one", 8, 10) == b"89"
+
+
 async def test_deleting_passes_over_what_is_not_there(blobs: BlobStore) -> None:
     for key in ("a/b/1", "a/b/2", "a/b/3"):
         await write_whole(blobs, key, [b"x"])

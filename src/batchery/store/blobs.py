@@ -9,6 +9,7 @@ obstore; a lifecycle rule of the bucket has to (`docs/server.md`).
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 import re
@@ -41,6 +42,9 @@ PUTS = 16
 
 PUT_THREADS = 4
 """Threads that write to a folder at the same time: most of it is waiting for the disk."""
+
+AT_HAND = 1024 * 1024
+"""Bytes up to which a range is read in the event loop, where the system has it in memory."""
 
 RANGES = 16
 """Ranges of a blob that are read from a bucket at the same time."""
@@ -172,6 +176,7 @@ class BlobStore:
     def __init__(self, objects: ObjectStore, folder: Path | None = None) -> None:
         self.objects = objects
         self.folder = folder
+        self._asks_memory = folder is not None and hasattr(os, "RWF_NOWAIT")
 
     def write(self, key: str) -> Writer:
         """Begin a blob; it appears when the writer is closed."""
@@ -181,8 +186,25 @@ class BlobStore:
         """A range of a blob, which must begin inside it; shorter where the blob ends."""
         if length <= 0:
             return b""
+        if self._asks_memory and length <= AT_HAND and (found := self._at_hand(key, start, length)) is not None:
+            return found
         with _translated():
             return bytes(await obstore.get_range_async(self.objects, key, start=start, length=length))
+
+    def _at_hand(self, key: str, start: int, length: int) -> bytes | None:
+        """A range that need not be waited for, since the system has it in memory; None where it has not, or where
+        anything else is in the way. That takes a twentieth of what it takes to wake a thread for it."""
+        data = bytearray(length)
+        try:
+            descriptor = os.open(f"{self.folder}/{key}", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                read = os.preadv(descriptor, [data], start, os.RWF_NOWAIT)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            self._asks_memory = error.errno != errno.EOPNOTSUPP  # not every file system can say
+            return None
+        return bytes(data) if read == length else None
 
     async def read_whole(self, key: str) -> bytes:
         """A whole blob, which fits into memory."""
