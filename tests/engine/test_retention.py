@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from batchery.engine import retention as retention_module
 from batchery.engine.retention import GRACE, Retention
-from batchery.store import batches, dead_blobs, files, idempotency, results, schema, uploads
+from batchery.store import batches, dead_blobs, files, idempotency, results, schema, small_indexes, uploads
 from batchery.store.blobs import BlobStore, new_key, write_whole
 from batchery.store.errors import StoreUnavailable
 from batchery.store.ids import new_id
@@ -288,9 +288,15 @@ async def test_a_deleted_batch_goes_when_it_has_ended_and_its_log_is_dropped(rig
         await results.insert(connection, [segment(strange, "output", 0, [b"x\n"])])
         gone = [await add_batch(connection, status="failed", deleted_at=NOW) for _ in range(7)]
         indexed = await add_batch(connection, status="completed", deleted_at=NOW, result_index=index)
+        in_a_row = await add_batch(connection, status="completed", deleted_at=NOW, result_index=small_indexes.HERE)
+        row = await batches.get(connection, in_a_row)
+        assert row is not None
+        await small_indexes.insert(connection, {row.seq: b"x"})
     await sweep(rig, grace=0)
     assert await ids(rig, schema.batches) == {plain, live, with_log, strange}
-    assert not {*gone, indexed} & await ids(rig, schema.batches)
+    assert not {*gone, indexed, in_a_row} & await ids(rig, schema.batches)
+    async with rig.database.read() as connection:
+        assert await small_indexes.get(connection, row.seq) is None
     assert stored(rig) == set()
 
 

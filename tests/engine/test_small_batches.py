@@ -15,7 +15,7 @@ from batchery.engine import small_batches as small_module
 from batchery.engine.lease import BatchLeases
 from batchery.engine.reader import Reader, read_results
 from batchery.engine.small_batches import SmallBatches
-from batchery.store import batches, results
+from batchery.store import batches, results, small_indexes
 from batchery.store.blobs import BlobStore
 from batchery.store.errors import StoreFull, StoreUnavailable
 from tests.databases import around_writes
@@ -40,8 +40,8 @@ async def is_done(rig: Rig, id: str) -> None:
     assert await names(rig, row.error_file) == ["r3", "r4"]
     async with rig.database.read() as connection:
         assert await results.of_batches(connection, [id]) == []
-    assert row.result_index is not None
-    index = await read_results(rig.blobs, row.result_index)
+    index = await read_results(rig.database, rig.blobs, row)
+    assert index is not None
     assert list(index.statuses) == [1, 1, 1, 2, 2]
     assert list(index.numbers) == [1, 2, 3, 4, 5]
     for file, requests in ((row.output_file, (0, 1, 2)), (row.error_file, (3, 4))):
@@ -209,6 +209,19 @@ async def test_what_takes_more_is_not_small(rig: Rig, monkeypatch: pytest.Monkey
     missing = await recorded(rig, missing=1)
     await cancel(rig, missing)
     assert await small(rig).claim() == []
+
+
+@pytest.mark.parametrize("most", [117, 116])  # 12 bytes and 21 for each of five requests
+async def test_an_index_is_a_row_or_a_blob(rig: Rig, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    id = await recorded(rig)
+    monkeypatch.setattr(small_indexes, "MAX_BYTES", most)
+    one = small(rig)
+    await one.finish(await one.claim())
+    await is_done(rig, id)
+    row = await rig.batch(id)
+    async with rig.database.read() as connection:
+        assert (await small_indexes.get(connection, row.seq) is not None) == (most == 117)
+    assert (row.result_index == small_indexes.HERE) == (most == 117)
 
 
 async def test_not_more_are_taken_than_fit(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ import structlog
 from batchery.engine import lifecycle
 from batchery.engine.lease import BatchLeases
 from batchery.engine.reader import Reader
-from batchery.store import batches, dead_blobs, files, result_index, results, shards, webhooks
+from batchery.store import batches, dead_blobs, files, result_index, results, shards, small_indexes, webhooks
 from batchery.store.batches import BatchRow
 from batchery.store.blobs import BlobStore, Writer, all_of, new_key, write_whole
 from batchery.store.database import Database
@@ -109,7 +109,7 @@ class Finaliser:
             await self.drop_log(row.id)
 
     async def _finish(self, row: BatchRow) -> bool:
-        before = await self._reader.results(row.result_index)
+        before = await self._reader.results(row)
         index = before or ResultIndex.empty(await self._reader.numbers(row.id))
         left = await self._never_ran(row, before)
         async with self._database.read() as connection:
@@ -166,7 +166,10 @@ class Finaliser:
                 await batches.change_many(connection, [{"id": row.id, "lease_owner": None, "lease_until": None}])
                 return False
             grown = await files.get(connection, row.output_file)
-            await dead_blobs.note(connection, (None if grown is None else grown.blob_key, row.result_index), now)
+            before = small_indexes.blob_of(row.result_index)
+            await dead_blobs.note(connection, (None if grown is None else grown.blob_key, before), now)
+            if row.result_index is not None:
+                await small_indexes.drop(connection, [row.seq])
             await files.finish(
                 connection,
                 row.output_file,

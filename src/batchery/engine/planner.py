@@ -162,7 +162,7 @@ class Planner:
         if row.invalid and not await self._record_invalid(row):
             return
         index = await self._reader.index(row.id)
-        before = await self._reader.results(row.result_index)
+        before = await self._reader.results(row)
         only = None if before is None else before.to_retry()
         plan = cut(index, only)
         twins: list[bytes | None] = []

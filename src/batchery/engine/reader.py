@@ -18,7 +18,7 @@ import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batchery.engine.work import LeasedShard, Work
-from batchery.store import batches, files, line_index, result_index
+from batchery.store import batches, files, line_index, result_index, small_indexes
 from batchery.store.batches import BatchRow
 from batchery.store.blobs import BlobStore
 from batchery.store.database import Database
@@ -185,15 +185,13 @@ class Reader:
         if lines:
             yield lines
 
-    async def results(self, key: str | None) -> ResultIndex | None:
+    async def results(self, row: BatchRow) -> ResultIndex | None:
         """How the requests of a batch ended that has ended before; None where there is no such index.
 
         Raises:
             StoreError: it cannot be read just now.
         """
-        if key is None:
-            return None
-        return await read_results(self._blobs, key)
+        return await read_results(self._database, self._blobs, row)
 
     async def _lines(self, source: _Input, requests: list[int]) -> list[bytes]:
         """The lines of some requests: in one read where they lie close together, else in several at a time."""
@@ -260,17 +258,27 @@ class Reader:
         return source
 
 
-async def read_results(blobs: BlobStore, key: str) -> ResultIndex:
-    """The result index in a blob.
+async def read_results(database: Database, blobs: BlobStore, row: BatchRow) -> ResultIndex | None:
+    """The result index of a batch, wherever it is; None where the batch has none.
 
     Raises:
         StoreError: it cannot be read just now.
     """
-    pieces = [piece async for piece in blobs.stream(key)]
+    key = row.result_index
+    if key is None:
+        return None
+    content: bytes | None
+    if key == small_indexes.HERE:
+        async with database.read() as connection:
+            content = await small_indexes.get(connection, row.seq)
+        if content is None:  # the batch has another one now, or is gone
+            raise StoreUnavailable(f"the result index of batch {row.id} is gone")
+    else:
+        content = b"".join([piece async for piece in blobs.stream(key)])
     try:
-        return result_index.decode(b"".join(pieces))
+        return result_index.decode(content)
     except result_index.DamagedIndexError as error:
-        raise StoreUnavailable(f"the blob {key} cannot be used: {error}") from error
+        raise StoreUnavailable(f"the result index of batch {row.id} cannot be used: {error}") from error
 
 
 def _note_prefix(shard: LeasedShard, index: FileIndex) -> None:

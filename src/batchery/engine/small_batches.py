@@ -23,7 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from batchery.engine import lifecycle
 from batchery.engine.lease import BatchLeases
 from batchery.engine.reader import Reader
-from batchery.store import batches, files, result_index, results, shards, webhooks
+from batchery.store import batches, files, result_index, results, shards, small_indexes, webhooks
 from batchery.store.batches import BatchRow
 from batchery.store.blobs import BlobStore, new_key
 from batchery.store.database import Database
@@ -72,7 +72,7 @@ class _Files(msgspec.Struct, frozen=True):
     Attributes:
         row: the batch as it was.
         output, errors: the whole files, and where they go.
-        index: where each result is, likewise.
+        index: where each result is, likewise; without a key it goes into the database.
     """
 
     row: BatchRow
@@ -80,13 +80,17 @@ class _Files(msgspec.Struct, frozen=True):
     output: bytes
     error_key: str | None
     errors: bytes
-    index_key: str
+    index_key: str | None
     index: bytes
 
     def blobs(self) -> list[tuple[str, bytes]]:
         """The blobs to be written."""
-        blobs = [(self.output_key, self.output), (self.index_key, self.index)]
-        return blobs if self.error_key is None else [*blobs, (self.error_key, self.errors)]
+        blobs = [(self.output_key, self.output)]
+        if self.index_key is not None:
+            blobs.append((self.index_key, self.index))
+        if self.error_key is not None:
+            blobs.append((self.error_key, self.errors))
+        return blobs
 
 
 class SmallBatches:
@@ -202,6 +206,7 @@ class SmallBatches:
             left = [{"id": id, "lease_owner": None, "lease_until": None} for id in mine if id not in shown]
             await batches.change_many(connection, left)
             await files.finish_many(connection, [file for one in ended for file in _finished(one, now)])
+            await small_indexes.insert(connection, {one.row.seq: one.index for one in ended if one.index_key is None})
             changes: dict[str, list[dict[str, Any]]] = defaultdict(list)  # by status, since each has its own stamp
             for one in ended:
                 change = _ended(one, now)
@@ -245,14 +250,15 @@ def _files(row: BatchRow, segments: Sequence[Segment], numbers: array[int], spre
         index.put_lines(segment.kind, sizes[segment.kind], segment.requests, segment.ends, segment.attempts, good)
         whole[segment.kind].append(segment.body)
         sizes[segment.kind] += len(segment.body)
+    content = b"".join(result_index.encode(index))
     return _Files(
         row=row,
         output_key=new_key("output", spread + new_id()[2:]),
         output=b"".join(whole["output"]),
         error_key=new_key("error", spread + new_id()[2:]) if row.error_lines else None,
         errors=b"".join(whole["error"]),
-        index_key=new_key("results", spread + new_id()[2:]),
-        index=b"".join(result_index.encode(index)),
+        index_key=None if len(content) <= small_indexes.MAX_BYTES else new_key("results", spread + new_id()[2:]),
+        index=content,
     )
 
 
@@ -281,4 +287,10 @@ def _ended(one: _Files, now: int) -> dict[str, Any]:
     row = one.row
     return lifecycle.finished(
         row.status, row.ending, total=row.total, completed=row.completed, failed=row.failed, now=now
-    ) | {"id": row.id, "result_index": one.index_key, "lease_owner": None, "lease_until": None, "has_log": False}
+    ) | {
+        "id": row.id,
+        "result_index": one.index_key or small_indexes.HERE,
+        "lease_owner": None,
+        "lease_until": None,
+        "has_log": False,
+    }

@@ -167,8 +167,9 @@ async def _whole_layout(connection: Any, batch: str, kind: Kind, first: int) -> 
 
 
 async def _index(context: Context, row: BatchRow) -> ResultIndex:
-    if row.result_index is not None:
-        return await read_results(context.blobs, row.result_index)
+    index = await read_results(context.database, context.blobs, row)
+    if index is not None:
+        return index
     if row.total == 0:  # its file was bad: it has no requests
         return ResultIndex.empty(array("I"))
     return ResultIndex.empty(await Reader(context.database, context.blobs).numbers(row.id))

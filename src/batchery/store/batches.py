@@ -10,6 +10,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from batchery.store import small_indexes
 from batchery.store.rows import all_typed, typed
 from batchery.store.schema import ENDED, LIVE, LIVE_SQL, batches, results, shards
 from batchery.wire.objects import BatchError, BatchUsage, Deduplicated, InputTokensDetails, OutputTokensDetails
@@ -420,10 +421,10 @@ async def delete_ended(connection: AsyncConnection, limit: int) -> dict[str, str
     """Drop up to `limit` batches that were deleted by their owners, have ended, and have no log and no plan any more.
 
     Returns:
-        For each its id, and the key of its result index.
+        For each its id, and the blob of its result index.
     """
     found = await connection.execute(
-        sa.select(batches.c.id)
+        sa.select(batches.c.id, batches.c.seq)
         .where(
             batches.c.deleted_at.is_not(None),
             batches.c.status.not_in(LIVE),
@@ -435,10 +436,11 @@ async def delete_ended(connection: AsyncConnection, limit: int) -> dict[str, str
         .limit(limit)
         .with_for_update(skip_locked=True, of=batches)
     )
-    ids = list(found.scalars())
-    if not ids:
+    seqs = {row.id: row.seq for row in found}
+    if not seqs:
         return {}
+    await small_indexes.drop(connection, list(seqs.values()))
     dropped = await connection.execute(
-        sa.delete(batches).where(batches.c.id.in_(ids)).returning(batches.c.id, batches.c.result_index)
+        sa.delete(batches).where(batches.c.id.in_(list(seqs))).returning(batches.c.id, batches.c.result_index)
     )
-    return {row.id: row.result_index for row in dropped}
+    return {row.id: small_indexes.blob_of(row.result_index) for row in dropped}

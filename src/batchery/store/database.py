@@ -29,7 +29,7 @@ from batchery.store.turns import BEGIN, POLL_MS, TurnTaking
 
 T = TypeVar("T")
 
-REVISION = "0004"
+REVISION = "0005"
 """The migration that this code needs; a test holds it to the newest in `migrations/`."""
 
 BUSY_TIMEOUT_MS = 15_000

@@ -136,7 +136,7 @@ batches = Table(
     # `total` and `failed`, and has a line in the error file from the start.
     Column("skip_invalid", Boolean, nullable=False, server_default=false()),
     Column("invalid", BigInteger, nullable=False, server_default=text("0")),
-    # The blob that says where each request's result is in the finished files.
+    # The blob that says where each request's result is in the finished files, or `small_indexes` if it is there.
     Column("result_index", String(128)),
     # Where its end is told, and what that is signed with.
     Column("webhook_url", Text),
@@ -222,6 +222,15 @@ results = Table(
     Column("attempts", LargeBinary, nullable=False),
     # The lines themselves.
     Column("body", LargeBinary, nullable=False),
+)
+
+small_indexes = Table(
+    "small_indexes",
+    metadata,
+    # By the batch's number, so that they are stored one after the other.
+    Column("batch_seq", _Serial, ForeignKey("batches.seq"), primary_key=True, autoincrement=False),
+    # As in a blob.
+    Column("content", LargeBinary, nullable=False),
 )
 
 workers = Table(
