@@ -138,7 +138,7 @@ async def test_no_room_leaves_nothing_and_is_tried_again(rig: Rig, monkeypatch: 
     with monkeypatch.context() as patch:
         patch.setattr(lease_module, "PUT_OFF", -1.0)
         if where == "blobs":
-            patch.setattr("batchery.store.blobs._sync_folders", lambda *_: _full())
+            patch.setattr("batchery.store.blobs._fsync", lambda *_: _full())
         else:
             patch.setattr(results, "drop_of", fail)
         one = small(rig)

@@ -301,10 +301,15 @@ async def test_the_file_and_every_folder_above_it_are_synced(
     folder: BlobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[Path] = []
-    monkeypatch.setattr(blobs_module, "_fsync", synced.append)
+    monkeypatch.setattr(blobs_module, "_fsync", synced.extend)
+    root = folder.folder
+    assert root is not None
     await write_whole(folder, "a/b/c", [b"x"])
-    assert folder.folder is not None
-    assert synced == [folder.folder / "a/b/c", folder.folder / "a/b", folder.folder / "a", folder.folder]
+    assert synced == [root / "a/b/c", root / "a/b", root / "a", root]
+    for key, *above in (("a/b/d", "a/b"), ("a/e/f", "a/e", "a"), ("g/b/c", "g/b", "g", "")):
+        synced.clear()
+        await write_whole(folder, key, [b"x"])
+        assert synced == [root / key, *(root / path for path in above)], "the others are known to be there"
 
 
 async def test_a_cancelled_upload_leaves_nothing(folder: BlobStore) -> None:

@@ -131,6 +131,7 @@ class Worker:
         self._to_tell = asyncio.Event()
         self._to_yield = asyncio.Event()
         self._to_survey = asyncio.Event()
+        self._waking: asyncio.TimerHandle | None = None
         self._database = database
         self._settings = settings
         self._reader = Reader(database, blobs)
@@ -165,9 +166,11 @@ class Worker:
     def wake(self) -> None:
         """There may be something new: a batch, or a cancellation, or one that failed at once."""
         self._to_plan.set()  # most often it is a new batch, which then waits for nothing else
-        asyncio.get_running_loop().call_later(WAKING, self._look_and_tell)
+        if self._waking is None:
+            self._waking = asyncio.get_running_loop().call_later(WAKING, self._look_and_tell)
 
     def _look_and_tell(self) -> None:
+        self._waking = None
         self._to_look.set()
         self._to_tell.set()
 

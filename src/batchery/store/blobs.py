@@ -176,6 +176,7 @@ class BlobStore:
     def __init__(self, objects: ObjectStore, folder: Path | None = None) -> None:
         self.objects = objects
         self.folder = folder
+        self._durable: set[str] = set()  # folders of which it is known that a power cut leaves them
         self._asks_memory = folder is not None and hasattr(os, "RWF_NOWAIT")
 
     def write(self, key: str) -> Writer:
@@ -290,7 +291,7 @@ class BlobStore:
                     folder = self.folder
                     parts = [blobs[first::PUT_THREADS] for first in range(PUT_THREADS)]
                     await all_of(asyncio.to_thread(_write_synced, folder, part) for part in parts if part)
-                    await asyncio.to_thread(_sync_folders, folder, [key for key, _ in blobs])
+                    await self._sync(folder, [], [key for key, _ in blobs])
                 else:
                     for start in range(0, len(blobs), PUTS):
                         some = blobs[start : start + PUTS]
@@ -314,7 +315,19 @@ class BlobStore:
         """Make a blob that was just written survive a power cut."""
         if self.folder is not None:
             with _translated():
-                await asyncio.to_thread(_sync, self.folder, key)
+                await self._sync(self.folder, [key], [key])
+
+    async def _sync(self, folder: Path, blobs: Sequence[str], keys: Sequence[str]) -> None:
+        """Sync some blobs, then the folders that `keys` lie in, and above these each that a new one may lie in."""
+        wanted: dict[str, None] = {}
+        for key in keys:
+            path = key.rpartition("/")[0]
+            wanted[path] = None
+            while path and path not in self._durable:
+                path = path.rpartition("/")[0]
+                wanted[path] = None
+        await asyncio.to_thread(_fsync, [folder / path for path in (*blobs, *wanted)])
+        self._durable.update(wanted)
 
     async def remove_unfinished(self, key: str) -> None:
         """Remove what an unfinished write of this key has left in a folder."""
@@ -349,14 +362,6 @@ class BlobStore:
             await self.delete(keys)
         else:
             await asyncio.to_thread(_remove, [self.folder / key for key in keys])
-
-
-def _sync(folder: Path, key: str) -> None:
-    path = folder / key
-    _fsync(path)
-    while path != folder:
-        path = path.parent
-        _fsync(path)
 
 
 async def all_of(steps: Iterable[Awaitable[object]]) -> None:
@@ -400,23 +405,13 @@ def _create(path: str) -> int:
         return os.open(path, flags, 0o666)
 
 
-def _sync_folders(folder: Path, keys: Iterable[str]) -> None:
-    for path in sorted({parent for key in keys for parent in _parents(key)}):
-        _fsync(f"{folder}/{path}")
-
-
-def _parents(key: str) -> list[str]:
-    """The folders that lead to a blob, by their paths in the store's folder, which is one of them."""
-    names = key.split("/")
-    return ["/".join(names[:depth]) for depth in range(len(names))]
-
-
-def _fsync(path: Path | str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _fsync(paths: Iterable[Path]) -> None:
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _remove_unfinished(folder: Path, name: str) -> None:
