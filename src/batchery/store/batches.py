@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import msgspec
@@ -175,31 +175,53 @@ async def page(
         after: the `seq` of the last row of the page before.
         wanted: only these.
     """
-    if wanted == _EVERYTHING:
-        query = _select.where(batches.c.owner == owner, batches.c.deleted_at.is_(None))
-        query = query if after is None else query.where(batches.c.seq < after)
-    else:
-        # A status at a time, one index gives the newest first, whatever else is asked for.
-        each = [sa.select(_newest(owner, status, limit, after, wanted).subquery().c.seq) for status in wanted.statuses]
-        found = (await connection.execute(sa.union_all(*each))).scalars()
-        query = _select.where(batches.c.seq.in_(sorted(found, reverse=True)[:limit]))
-    query = query.order_by(batches.c.seq.desc()).limit(limit)
-    return all_typed(BatchRow, await connection.execute(query))
-
-
-def _newest(owner: str, status: str, limit: int, after: int | None, wanted: Wanted) -> sa.Select[tuple[int]]:
-    query = sa.select(batches.c.seq).where(
-        batches.c.owner == owner, batches.c.status == status, batches.c.deleted_at.is_(None)
-    )
+    parameters: dict[str, Any] = {"of_owner": owner, "most": limit}
     if after is not None:
-        query = query.where(batches.c.seq < after)
-    if wanted.windows is not None:
-        query = query.where(batches.c.window.in_(wanted.windows))
-    if wanted.created_after is not None:
-        query = query.where(batches.c.created_at >= wanted.created_after)
-    if wanted.created_before is not None:
-        query = query.where(batches.c.created_at <= wanted.created_before)
-    return query.order_by(batches.c.seq.desc()).limit(limit)
+        parameters["after"] = after
+    if wanted == _EVERYTHING:
+        return all_typed(BatchRow, await connection.execute(_page[after is not None], parameters))
+    # A status at a time, one index gives the newest first, whatever else is asked for.
+    parameters |= {f"status_{place}": status for place, status in enumerate(wanted.statuses)}
+    filters = {
+        "windows": wanted.windows,
+        "created_after": wanted.created_after,
+        "created_before": wanted.created_before,
+    }
+    given = {name: value for name, value in filters.items() if value is not None}
+    newest = _newest(len(wanted.statuses), after is not None, frozenset(given))
+    seqs = (await connection.execute(newest, parameters | given)).scalars()
+    return all_typed(BatchRow, await connection.execute(_by_seq, {"seqs": sorted(seqs, reverse=True)[:limit]}))
+
+
+_not_deleted = (batches.c.owner == sa.bindparam("of_owner"), batches.c.deleted_at.is_(None))
+_before = batches.c.seq < sa.bindparam("after")
+_page = {
+    goes_on: _select.where(*_not_deleted, *((_before,) if goes_on else ()))
+    .order_by(batches.c.seq.desc())
+    .limit(sa.bindparam("most"))
+    for goes_on in (False, True)
+}
+_by_seq = _select.where(batches.c.seq.in_(sa.bindparam("seqs", expanding=True))).order_by(batches.c.seq.desc())
+_FILTERS = {
+    "windows": batches.c.window.in_(sa.bindparam("windows", expanding=True)),
+    "created_after": batches.c.created_at >= sa.bindparam("created_after"),
+    "created_before": batches.c.created_at <= sa.bindparam("created_before"),
+}
+
+
+@lru_cache(64)
+def _newest(statuses: int, goes_on: bool, filters: frozenset[str]) -> sa.CompoundSelect[Any]:
+    """The `seq` of the newest batches of so many statuses."""
+    where = (*_not_deleted, *((_before,) if goes_on else ()), *(_FILTERS[name] for name in sorted(filters)))
+    each = [
+        sa.select(batches.c.seq)
+        .where(batches.c.status == sa.bindparam(f"status_{place}"), *where)
+        .order_by(batches.c.seq.desc())
+        .limit(sa.bindparam("most"))
+        .subquery()
+        for place in range(statuses)
+    ]
+    return sa.union_all(*(sa.select(one.c.seq) for one in each))
 
 
 async def live_first_page(
