@@ -18,6 +18,7 @@ sent is given back. Pure: no clock, no database.
 from __future__ import annotations
 
 import itertools
+from bisect import insort
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from operator import itemgetter
 from typing import NamedTuple
@@ -176,7 +177,8 @@ class Scheduler:
         """A batch has begun to run."""
         if batch.id not in self._entries:
             self._put(_Entry(batch, batch.left))
-            self._by_owner[batch.owner].sort(key=lambda entry: entry.batch.deadline)
+            entries = self._by_owner[batch.owner]
+            insort(entries, entries.pop(), key=_deadline)
 
     def _put(self, entry: _Entry) -> None:
         self._has_news = True
@@ -408,6 +410,10 @@ class Scheduler:
             and shard.model not in full
             and self._rank_of(shard, self._leases[shard], now) <= urgent
         )
+
+
+def _deadline(entry: _Entry) -> int:
+    return entry.batch.deadline
 
 
 def _claim(entry: _Entry, whole: int) -> Claim:

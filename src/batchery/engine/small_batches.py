@@ -199,9 +199,8 @@ class SmallBatches:
         now = int(time.time())
 
         async def show(connection: AsyncConnection) -> list[_Files]:
-            current = await batches.get_many(connection, [one.row.id for one in made], lock=True)
-            mine = [id for id, row in current.items() if row.lease_owner == self._worker]
-            ended = [one for one in made if one.row.id in mine and current[one.row.id].status == one.row.status]
+            mine = await batches.leased(connection, self._worker, [one.row.id for one in made])
+            ended = [one for one in made if mine.get(one.row.id) == one.row.status]
             shown = {one.row.id for one in ended}
             left = [{"id": id, "lease_owner": None, "lease_until": None} for id in mine if id not in shown]
             await batches.change_many(connection, left)

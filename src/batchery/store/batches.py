@@ -335,6 +335,20 @@ async def statuses(connection: AsyncConnection, ids: Sequence[str]) -> dict[str,
     return {row.id: row.status for row in await connection.execute(_statuses, {"ids": ids})}
 
 
+_leased = (
+    sa.select(batches.c.id, batches.c.status)
+    .where(batches.c.id.in_(sa.bindparam("ids", expanding=True)), batches.c.lease_owner == sa.bindparam("worker"))
+    .order_by(batches.c.id)
+    .with_for_update()
+)
+
+
+async def leased(connection: AsyncConnection, worker: str, ids: Sequence[str]) -> dict[str, str]:
+    """Of these batches, those that a worker has taken to plan or finalise, with their statuses; locked as by
+    `get_many`."""
+    return {row.id: row.status for row in await connection.execute(_leased, {"ids": ids, "worker": worker})}
+
+
 async def overdue(connection: AsyncConnection, now: float) -> list[BatchRow]:
     """Batches whose window has ended while they were still being planned or worked on."""
     found = await connection.execute(
