@@ -224,6 +224,22 @@ async def test_an_index_is_a_row_or_a_blob(rig: Rig, monkeypatch: pytest.MonkeyP
     assert (row.result_index == small_indexes.HERE) == (most == 117)
 
 
+async def test_the_row_goes_when_the_batch_ends_again(rig: Rig) -> None:
+    id = await recorded(rig)
+    one = small(rig)
+    await one.finish(await one.claim())
+    async with rig.database.write() as connection:  # as if all had run again
+        await batches.change_many(connection, [{"id": id, "status": "finalizing", "ending": "completed"}])
+    assert await finish_one(finaliser(rig))
+    row = await rig.batch(id)
+    assert (row.result_index or "").startswith("results/")
+    index = await read_results(rig.database, rig.blobs, row)
+    assert index is not None
+    assert list(index.numbers) == [1, 2, 3, 4, 5]
+    async with rig.database.read() as connection:
+        assert await small_indexes.get(connection, row.seq) is None
+
+
 async def test_not_more_are_taken_than_fit(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = [await recorded(rig) for _ in range(3)]
     row = await rig.batch(ids[0])
