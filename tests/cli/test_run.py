@@ -421,7 +421,35 @@ def test_a_changed_input_is_not_gone_on_with(folder: Path) -> None:
         result = invoke(*arguments)
         assert result.exit_code == 1
         assert "was changed since" in result.stderr
+        assert "--overwrite" in result.stderr
         assert len(server.batches) == 1
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.jsonl"])
+def test_answers_are_not_put_beside_rows_that_changed_meanwhile(folder: Path, name: str) -> None:
+    table, other = "text\nred\nblue\ngreen\n", "text\ngreen\nred\n"
+    (folder / "rows.csv").write_text(table)
+
+    def change(call: int, done: bool) -> None:
+        if server.batches:
+            (folder / "rows.csv").write_text(other)
+
+    with FakeServer(Manners(on_call=change)) as server:
+        arguments = ("rows.csv", "-o", name, "-m", "m", "-t", "{{text}}", "--base-url", server.base_url)
+        result = invoke(*arguments)
+        assert result.exit_code == 1
+        assert "changed while the job ran: rows.csv" in result.stderr
+        kept = folder / f".{name}.batchery" / "results.jsonl"
+        assert str(kept) in result.stderr
+        assert custom_ids(kept.read_bytes()) == ["row-1", "row-2", "row-3"]
+        server.manners.on_call = lambda call, done: None
+        (folder / "rows.csv").unlink()
+        assert invoke(*arguments).exit_code == 1
+        (folder / "rows.csv").write_text(table)
+        assert invoke(*arguments).exit_code == 0
+        assert len(server.batches) == 1
+    rows = (folder / name).read_text().split("\n")[-4:-1]
+    assert all(text in row for text, row in zip(("red", "blue", "green"), rows, strict=True)), rows
 
 
 # With a server of its own

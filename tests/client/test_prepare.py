@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from batchery.client import prepare
 from batchery.client.errors import InputError, ResumeError
+from batchery.client.inputs import Input
 from batchery.client.limits import ServerLimits, limits_named
 from batchery.client.making import Making
+from batchery.client.numbered_files import NumberedFiles
 from batchery.client.prepare import fingerprints, prepare_inputs
 from tests.client.fake_server import requests
 
@@ -50,6 +53,25 @@ def test_rows_are_written_in_files_within_the_limits(tmp_path: Path) -> None:
         assert (file.size, file.sha256) == (len(content), hashlib.sha256(content).hexdigest())
     assert (prepared.rows, prepared.size) == (25, prepared.groups[0].size)
     assert prepared.sources == fingerprints([str(path)], CLASSIFY)
+
+
+@pytest.mark.parametrize("name", ["in.csv", "in.jsonl"])
+def test_an_input_that_is_still_being_written_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    path = tmp_path / name
+    row = "row\n" if name == "in.csv" else '{"text": "row"}\n'
+    path.write_text("text\n" + row if name == "in.csv" else row)
+
+    class Growing(NumberedFiles):
+        def finish(self) -> list[Input]:
+            with path.open("a") as file:
+                file.write(row)
+            return super().finish()
+
+    monkeypatch.setattr(prepare, "NumberedFiles", Growing)
+    with pytest.raises(ResumeError, match="changed while it was read"):
+        prepare_inputs([str(path)], CLASSIFY, tmp_path / "job")
 
 
 def test_size_parts_files_too(tmp_path: Path) -> None:

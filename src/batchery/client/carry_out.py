@@ -20,7 +20,7 @@ from typing import BinaryIO, Protocol
 
 import msgspec
 
-from batchery.client.errors import ConnectionLostError, InputProblem, OverCostError, SettingsError
+from batchery.client.errors import ConnectionLostError, InputProblem, OverCostError, ResumeError, SettingsError
 from batchery.client.estimate import over_max_cost
 from batchery.client.http import Api
 from batchery.client.inputs import Input, megabytes
@@ -30,11 +30,12 @@ from batchery.client.join import InputRow, format_of
 from batchery.client.limits import ServerLimits, limits_named, server_name_of
 from batchery.client.local_server import check_upstream, local_server
 from batchery.client.pieces import split_inputs
-from batchery.client.prepare import Prepared, prepare_inputs
+from batchery.client.prepare import Prepared, fingerprints, prepare_inputs
 from batchery.client.price_tables import PriceTable
 from batchery.client.receipt import Receipt, load_receipt, save_receipt
 from batchery.client.rows import Row, read_rows
 from batchery.client.server import Server, normalise_base_url, resolve_server
+from batchery.client.sources import STDIN
 from batchery.client.spending import cost_by_model, cost_of, costs_of, price_of_all, tables_of
 from batchery.client.state import JobFolder, JobState, new_state, resume_state
 from batchery.client.stored_servers import stored_servers
@@ -152,7 +153,7 @@ def carry_out(
                 show,
                 listener.say,
                 retries=request.retries,
-                rows=partial(input_rows, source),
+                rows=partial(_unchanged_rows, source, request, folder, state),
                 on_line=request.lines_to,
             )
             outcome = _follow(job, api, watch)
@@ -217,6 +218,31 @@ def input_rows(source: Callable[[], Iterator[Row | InputProblem]]) -> Iterator[I
         if isinstance(row, Row):
             number += 1
             yield InputRow(row.custom_id, number, row.data)
+
+
+def _unchanged_rows(
+    source: Callable[[], Iterator[Row | InputProblem]], request: JobRequest, folder: JobFolder, state: JobState
+) -> Iterator[InputRow]:
+    """As `input_rows`, but it raises at the end if the inputs are no longer those that were sent: answers would stand
+    beside rows that were never asked.
+    """
+    try:
+        yield from input_rows(source)
+        now = fingerprints(request.inputs, request.making, folder.path)
+    except SettingsError as error:
+        raise ResumeError(f"{error}. {_kept(folder)}") from None
+    if [found.sha256 for found in now] != [before.sha256 for before in state.sources]:
+        sent = {before.sha256 for before in state.sources}
+        changed = [Path(found.path).name for found in now if found.sha256 not in sent]
+        what = f"changed while the job ran: {', '.join(changed)}" if changed else "are others than when the job began"
+        raise ResumeError(f"the inputs {what}. {_kept(folder)}")
+
+
+def _kept(folder: JobFolder) -> str:
+    return (
+        f"Nothing is lost: the answers are in {folder.path / 'results.jsonl'}, by custom_id. With the inputs as they "
+        "were, the same command puts rows and answers together"
+    )
 
 
 def tables_of_job(request: JobRequest, limits: ServerLimits) -> list[PriceTable]:

@@ -172,13 +172,17 @@ def write_raw(paths: tuple[Path, Path], rows: Iterable[InputRow], index: ResultI
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.new")
-    yield temporary
-    descriptor = os.open(temporary, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    temporary.replace(path)
+        yield temporary
+        descriptor = os.open(temporary, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # on a full disk it is in the way of what would mend that
+        raise
     sync_folder(path.parent)
 
 

@@ -14,7 +14,7 @@ from typing import BinaryIO
 import msgspec
 
 from batchery.client.duplicates import Duplicates
-from batchery.client.errors import InputError, InputProblem
+from batchery.client.errors import InputError, InputProblem, ResumeError
 from batchery.client.inputs import Input
 from batchery.client.limits import ServerLimits
 from batchery.client.making import Making
@@ -120,7 +120,7 @@ def prepare_inputs(
     Raises:
         InputError: at least one row is bad; it has the first of all problems, and their number.
         SettingsError: an input is missing or unreadable, or `making` cannot work.
-        ResumeError: stdin is not what was kept of it before.
+        ResumeError: stdin is not what was kept of it before, or an input changed meanwhile.
     """
     limits = limits or ServerLimits()
     sources = resolve_sources(inputs, format=making.format, folder=folder, stdin=stdin)
@@ -135,6 +135,11 @@ def prepare_inputs(
             with NumberedFiles(folder, limits) as written:
                 reading.run(written, set(map(name_of, rest)))
                 files += written.finish()
+            for source in rest:
+                if fingerprint(source) != reading.fingerprint(source):
+                    raise ResumeError(
+                        f"the input {source.name} changed while it was read; run this again once it rests"
+                    )
     prints = tuple(reading.fingerprint(source) for source in sources)
     groups = tuple(reading.groups.values())
     return Prepared(
@@ -153,6 +158,8 @@ class _Reading:
         self.repeats = Duplicates()
         self._digests = {name_of(source): hashlib.sha256() for source in sources if source.format == "jsonl"}
         self._sizes = dict.fromkeys(self._digests, 0)
+        # Before the rows are read: a change in between is then seen, and not taken for what was read.
+        self._tables = {name_of(source): fingerprint(source) for source in sources if source.format != "jsonl"}
         self._counts: dict[str, dict[tuple[str, str], int]] = {}
         self._changed: set[str] = set()
         self._names = {source.name: name_of(source) for source in sources}
@@ -221,8 +228,8 @@ class _Reading:
         return Input(str(source.path.resolve()), self._sizes[name], self._digests[name].hexdigest(), requests, url)
 
     def fingerprint(self, source: Source) -> Fingerprint:
-        """The fingerprint of a source that was read."""
+        """The fingerprint of a source as it was read."""
         name = name_of(source)
-        if name in self._digests:  # it was read whole already
+        if name in self._digests:
             return Fingerprint(name, self._sizes[name], self._digests[name].hexdigest())
-        return fingerprint(source)
+        return self._tables[name]
