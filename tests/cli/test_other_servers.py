@@ -139,8 +139,12 @@ def test_a_window_that_is_not_offered_is_told_with_those_that_are() -> None:
     with serve(OPENAI) as server:
         result = run(server, "--window", "1h")
         assert not server.batches
-    assert result.exit_code == 1
-    assert "Say --window with one of: 24h" in result.stderr
+        assert result.exit_code == 1
+        assert "Say --window with one of: 24h" in result.stderr
+        again = run(server, "--window", "24h")
+        assert again.exit_code == 0, again.stderr
+        (batch,) = server.batches.values()
+        assert (batch["completion_window"], server.count("POST", "/v1/files")) == ("24h", 1)
 
 
 def test_a_deadline_takes_a_window_that_is_offered() -> None:

@@ -100,7 +100,7 @@ def carry_out(
         saved = folder.load()
         window = saved.window if saved and deadline and saved.deadline else window_of(request, deadline, listener.say)
         tables = tables_of_job(request, limits)
-        if saved is None:
+        if saved is None or not saved.begun:
             _check_cost(request, prepared, tables, window)
         state = resume_state(
             saved,

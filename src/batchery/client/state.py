@@ -134,6 +134,11 @@ class JobState(msgspec.Struct):
         self.errors.lines.append(0)
 
     @property
+    def begun(self) -> bool:
+        """Whether there may be a batch. All of a job are created alike; before the first, what is asked for counts."""
+        return any(part.create_sent for part in self.parts)
+
+    @property
     def rows(self) -> int:
         """Requests in the inputs."""
         return sum(source.requests for source in self.inputs)
@@ -214,7 +219,7 @@ def resume_state(saved: JobState | None, wanted: JobState) -> JobState:
     if saved.server != wanted.server:
         differences.append(f"it runs on {saved.server}, and this command names {wanted.server}")
     # A window that was chosen to meet a deadline is kept, whatever would be chosen now.
-    if saved.window != wanted.window and saved.deadline is None and wanted.deadline is None:
+    if saved.begun and saved.window != wanted.window and saved.deadline is None and wanted.deadline is None:
         differences.append(f"its window is {saved.window}, and this command says {wanted.window}")
     before, now = saved.sources or saved.inputs, wanted.sources or wanted.inputs
     if len(before) != len(now):
@@ -231,10 +236,14 @@ def resume_state(saved: JobState | None, wanted: JobState) -> JobState:
     if not differences and saved.format != wanted.format:
         differences.append(f"its output format is {saved.format}, and this command says {wanted.format}")
     if differences:
-        raise ResumeError(f"an unfinished job is saved for this output, but {'; '.join(differences)}")
-    # All batches of a job are created alike. While there can be none, what is asked for now counts.
-    if saved.deduplicate is None or not any(part.create_sent for part in saved.parts):
+        raise ResumeError(
+            f"a job that did not end well is saved for this output, but {'; '.join(differences)}. Ask for it as "
+            "before, name another output, or say --overwrite, which begins anew and pays for all rows again"
+        )
+    if saved.deduplicate is None or not saved.begun:
         saved.deduplicate = wanted.deduplicate
+    if not saved.begun and saved.deadline is None:
+        saved.window, saved.deadline = wanted.window, wanted.deadline
     # The content is what counts; a file may have been moved.
     saved.inputs, saved.sources = wanted.inputs, wanted.sources
     for part in saved.parts:

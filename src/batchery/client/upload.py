@@ -117,12 +117,12 @@ class Submitter:
                 if error.param == "deduplicate":
                     self._state.deduplicate = None
                     self._save()
-                self._take_other_window(window, error)
+                self._take_other_window(part, window, error)
         part.batch_id = batch.id
         self._save()
         return batch
 
-    def _take_other_window(self, refused: str, error: ApiError) -> None:
+    def _take_other_window(self, part: Part, refused: str, error: ApiError) -> None:
         """After a refusal of the window that was chosen for a deadline, take the best of those that the server names.
 
         Raises:
@@ -131,6 +131,8 @@ class Submitter:
         offered = offered_windows(error)
         if not offered or refused in offered:
             raise error
+        part.create_sent = False  # no batch was made, so the user may still name another window
+        self._save()
         if self._state.deadline is None:
             raise SettingsError(
                 f"the server does not offer the window {refused}. Say --window with one of: {', '.join(offered)}"
