@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +140,10 @@ def test_what_is_wrong_with_a_csv_is_told_with_its_line_and_the_rest_goes_on(tmp
         (b"a,b\n", "empty_file", "no rows"),
         (b"a,b,a\n1,2,3\n", "invalid_csv", "'a' more than once"),
         ("a,text\n1,2\n".encode("utf-16"), "invalid_utf8", "UTF-16"),
+        (b"a,text\r1,2\r", "invalid_csv", "tr '\\r' '\\n'"),
+        (b'"a","text"\r"1","2"\r', "invalid_csv", "tr '\\r' '\\n'"),
+        (b"PK\x03\x04 a workbook", "invalid_csv", "save the sheet as CSV"),
+        (gzip.compress(b"a,text\n1,2\n"), "invalid_csv", "gzip -d"),
         (b"n,m\n1,2\n", "missing_column", "names the column 'text'. The columns are: 'n', 'm'."),
     ],
 )
@@ -203,6 +209,9 @@ def test_globs_and_what_is_missing(tmp_path: Path) -> None:
         read([str(tmp_path / "*.tsv")], CLASSIFY)
     with pytest.raises(SettingsError, match="does not exist"):
         read([str(tmp_path / "none.csv")], CLASSIFY)
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(SettingsError, match="pipe it in, and name it -"):
+        read([str(tmp_path / "pipe.csv")], CLASSIFY)
     with pytest.raises(SettingsError, match="named twice"):
         read([str(tmp_path / "a.csv"), str(tmp_path / "*.csv")], CLASSIFY)
 

@@ -16,6 +16,10 @@ import msgspec
 from batchery.wire.lines import BOM, MAX_LINE_BYTES
 
 DELIMITERS = ",;\t|"
+_PACKED = {
+    b"PK\x03\x04": "a workbook or a zip archive: save the sheet as CSV UTF-8",
+    b"\x1f\x8b": "compressed: gzip -d FILE first",
+}
 
 
 class RowProblem(msgspec.Struct, frozen=True):
@@ -64,6 +68,10 @@ def read_delimited(file: BinaryIO, delimiter: str | None, *, field_bytes: int = 
     start = text.peek()
     if start.startswith((b"\xff\xfe", b"\xfe\xff")):
         yield RowProblem("invalid_utf8", "The file is UTF-16, as Excel saves 'Unicode text'. Save it as CSV UTF-8.")
+        return
+    packed = next((kind for magic, kind in _PACKED.items() if start.startswith(magic)), None)
+    if packed is not None:
+        yield RowProblem("invalid_csv", f"The file is {packed}.")
         return
     if not start:
         yield RowProblem("empty_file", "The file is empty: it needs a header and at least one row.")
@@ -167,7 +175,10 @@ class _Text:
 
 def _delimiter_of(header: str) -> str:
     def columns(delimiter: str) -> int:
-        return len(next(csv.reader([header], delimiter=delimiter), []))
+        try:
+            return len(next(csv.reader([header], delimiter=delimiter), []))
+        except csv.Error:  # reading on says what is wrong, with its line
+            return 0
 
     return max(DELIMITERS, key=columns)  # the first of equals: the comma
 
@@ -184,4 +195,9 @@ def _explain(error: str, line: int, field_bytes: int) -> str:
         )
     if "unexpected end" in error:
         return f"Line {line}: a quote that opens in this row is never closed. Reading stops here."
+    if "new-line" in error:
+        return (
+            f"Line {line} has a carriage return that ends no line, as in files of old spreadsheets for the Mac. "
+            "Convert the file: tr '\\r' '\\n' < FILE > NEW.csv"
+        )
     return f"Line {line} is not CSV: {error}. A quote inside a quoted field is written twice."

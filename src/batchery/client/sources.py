@@ -176,6 +176,8 @@ def _digest(path: Path) -> str:
 def _paths(name: str) -> list[Path]:
     path = Path(name)
     if path.exists() or not glob.has_magic(name):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise SettingsError(f"the input {path} is no file that can be read twice; pipe it in, and name it -")
         open_input(path).close()
         return [path]
     found = sorted(Path(match) for match in glob.iglob(name, recursive=True))  # noqa: PTH207  # absolute patterns, too
