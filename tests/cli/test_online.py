@@ -220,6 +220,7 @@ def test_completion_is_a_script(shell: str) -> None:
         (["retry"], "name the output of a job"),
         (["stream"], "name at least one INPUT"),
         (["status", "batch_1"], "no server to send to"),
+        (["status", "none.jsonl", "--base-url", "http://127.0.0.1:1"], ".none.jsonl.batchery"),
         (["status", "batch_1", "--server", "none"], "there is no such server"),
         (["files", "upload", "none", "--base-url", "http://127.0.0.1:1"], "none does not exist"),
         (["batches", "create", "f", "--metadata", "x", "--base-url", "http://127.0.0.1:1"], "NAME=TEXT"),

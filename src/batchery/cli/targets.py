@@ -43,13 +43,19 @@ def find_batches(targets: Sequence[str] | None) -> Found:
     """The batches of jobs and ids.
 
     Raises:
-        SettingsError: none are named, a job has none yet, or jobs are on different servers.
+        SettingsError: none are named, there is no such job or it has none yet, or jobs are on different servers.
     """
     if not targets:
         raise SettingsError("name the output of a job, or the id of a batch; --help has examples")
     found = Found([])
     for target in targets:
-        ids, server = _of_job(Path(target)) if _has_job(Path(target)) else ([target], None)
+        is_job = _has_job(Path(target))
+        if not is_job and ("." in target or "/" in target):  # no id has these
+            raise SettingsError(
+                f"there is no job with the output {target}: what it knows of its batches is in the folder "
+                f"{JobFolder(Path(target)).path.name} beside it. Name the output where it was made, or ids of batches"
+            )
+        ids, server = _of_job(Path(target)) if is_job else ([target], None)
         if server is not None and found.server not in (None, server):
             raise SettingsError(f"{target} runs on {server}, and others on {found.server}; ask for them one by one")
         found.server = server or found.server
