@@ -116,6 +116,19 @@ def test_json_is_all_there_is_on_stdout_and_quiet_is_quiet(folder: Path) -> None
     assert result.stderr == ""
 
 
+@pytest.mark.parametrize(
+    ("shell", "code"),
+    [("exec 2>/dev/full", 0), ("exec <&- >&- 2>&-", 0), ("exec >/dev/full", 6), ("exec 2> >(:); wait $!", 0)],
+)
+def test_words_that_nobody_hears_do_not_end_a_job(folder: Path, shell: str, code: int) -> None:
+    with FakeServer(Manners(steps=1)) as server:
+        command = f"{shell}; {sys.executable} -m batchery run in.jsonl -o out.jsonl --json --base-url {server.base_url}"
+        ended = subprocess.run(["bash", "-c", command], check=False, capture_output=True, text=True, timeout=30)
+    assert ended.returncode == code, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert custom_ids((folder / "out.jsonl").read_bytes()) == NAMES
+
+
 def test_some_rows_failed_and_the_same_command_again_only_tells_so(folder: Path) -> None:
     with FakeServer(Manners(failing={"row-1", "row-2"})) as server:
         for _ in range(2):
@@ -283,6 +296,8 @@ def test_bad_lines_are_told_with_their_place_and_nothing_is_sent(folder: Path) -
         (["in.jsonl", "-o", "none/out"], "does not exist"),
         (["in.jsonl", "-o", "./in.jsonl"], "both input and output"),
         (["in.jsonl", "-o", "out", "--window", "soon"], "--window"),
+        (["in.jsonl", "-o", "-", "--base-url", "http://x"], "batchery stream"),
+        (["in.jsonl", "-o", os.devnull, "--overwrite", "--base-url", "http://x"], "no ordinary file"),
         (["in.jsonl", "-o", "out", "--endpoint", "chat"], "--endpoint"),
         (["in.jsonl", "-o", "out"], "no server to send to"),
         (["in.jsonl", "-o", "out", "--base-url", "x"], "scheme and a host"),

@@ -15,6 +15,21 @@ from batchery.client.errors import ClientError, InputError
 PROBLEMS_SHOWN = 100
 
 
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Whatever is said within on stderr may go nowhere, as in a closed pipe or terminal: no job ends for that."""
+    try:
+        yield
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+def tell(text: str) -> None:
+    """Say something on stderr, if anyone hears it."""
+    with unheard():
+        typer.echo(text, err=True)
+
+
 def show_problems(error: InputError) -> None:
     """Say on stderr what is wrong with an input, each problem with its place."""
     for problem in error.problems[:PROBLEMS_SHOWN]:

@@ -7,6 +7,7 @@ write anything but data to stdout.
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import signal
 import sys
@@ -20,7 +21,7 @@ import typer
 from batchery.cli.cancel import offer_to_cancel
 from batchery.cli.cost_report import show_report
 from batchery.cli.exit_codes import DETACHED, LOST, exit_code_of_error
-from batchery.cli.failures import show_problems
+from batchery.cli.failures import show_problems, tell, unheard
 from batchery.cli.receipt import lines_of
 from batchery.cli.request import Request
 from batchery.cli.tables import Format
@@ -60,11 +61,13 @@ class _Telling:
 
     def update(self, progress: Progress) -> None:
         if self._display is not None:
-            self._display.update(progress)
+            with unheard():
+                self._display.update(progress)
 
     def end(self) -> None:
         if self._display is not None:
-            self._display.close()
+            with unheard():
+                self._display.close()
 
 
 def run_job(request: Request) -> int:
@@ -78,22 +81,20 @@ def run_job(request: Request) -> int:
             return found.exit_code
     except (KeyboardInterrupt, DetachedError):
         own = request.upstream is not None
-        typer.echo(
-            f"\n{'Stopped, and the server with it.' if own else 'Detached; what the server has begun goes on there.'}",
-            err=True,
-        )
+        tell(f"\n{'Stopped, and the server with it.' if own else 'Detached; what the server has begun goes on there.'}")
         _fail(request, DETACHED, "detached", resumable=True)
         _offer_to_cancel(request)
         return DETACHED
     except ClientError as error:
         code = exit_code_of_error(error)
-        typer.echo(f"Error: {error}", err=True)
+        tell(f"Error: {error}")
         if isinstance(error, InputError):
-            show_problems(error)
+            with unheard():
+                show_problems(error)
         _fail(request, code, str(error), resumable=code == LOST)
         return code
     except OSError as error:
-        typer.echo(f"Error: {error.strerror or error}: {error.filename or 'while writing'}", err=True)
+        tell(f"Error: {error.strerror or error}: {error.filename or 'while writing'}")
         _fail(request, LOST, str(error), resumable=True)
         return LOST
 
@@ -129,9 +130,10 @@ def _sigterm_as_interrupt() -> Iterator[None]:
 def _fail(request: Request, code: int, message: str, *, resumable: bool) -> None:
     """The end of a job that did not come to its end."""
     if resumable:
-        typer.echo(f"To go on, run the same command again:\n  {_this_command()}", err=True)
+        tell(f"To go on, run the same command again:\n  {_this_command()}")
     if request.as_json:
-        _print_json({"exit_code": code, "error": message, "resumable": resumable})
+        with contextlib.suppress(OSError):  # perhaps that is what went wrong
+            _print_json({"exit_code": code, "error": message, "resumable": resumable})
 
 
 def _offer_to_cancel(request: Request) -> None:

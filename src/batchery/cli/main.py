@@ -8,8 +8,10 @@ crash; what is heavy (the web framework, the database) the modules import inside
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -73,6 +75,9 @@ def main() -> None:
     for parent in typer.BadParameter.__mro__:
         if parent.__name__ == "UsageError":  # the parser's own class, which it does not export
             parent.exit_code = EXIT_USAGE  # type: ignore[attr-defined]
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed, as by 2>&-
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115  # until the process ends
     asked = sys.argv[1] if len(sys.argv) > 1 else ""
     build([asked] if asked in COMMANDS else COMMANDS)()
 

@@ -39,10 +39,7 @@ def receipt(
             record = msgspec.to_builtins(found)
             show([record], format, whole=record)
             return
-    if as_json:
-        typer.echo(msgspec.json.encode(found).decode())
-    else:
-        for line in lines_of(found):
+        for line in [msgspec.json.encode(found).decode()] if as_json else lines_of(found):
             typer.echo(line)
 
 

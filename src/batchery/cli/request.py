@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import typer
-
+from batchery.cli.failures import tell
 from batchery.client.job_request import JobRequest
 
 
@@ -17,4 +16,4 @@ class Request(JobRequest, frozen=True, kw_only=True):
     def say(self, text: str) -> None:
         """Tell the user something that is not an error."""
         if not self.quiet:
-            typer.echo(text, err=True)
+            tell(text)

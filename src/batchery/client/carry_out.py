@@ -288,8 +288,12 @@ def checked_output(request: JobRequest) -> Path:
     if request.output is None:
         raise SettingsError("say where the results go: -o OUT")
     output = request.output
+    if str(output) == STDIN:
+        raise SettingsError("results go to a file, not to stdout: name one, or take batchery stream, which prints them")
     if output.is_dir():
         raise SettingsError(f"the output {output} is a folder; name a file in it")
+    if output.exists() and not output.is_file():
+        raise SettingsError(f"the output {output} is no ordinary file, which could be gone on with; name one")
     if not output.parent.is_dir():
         raise SettingsError(f"the folder {output.parent} for the output does not exist")
     if any(Path(name).resolve() == output.resolve() for name in request.inputs):
