@@ -388,6 +388,13 @@ async def test_a_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatc
     assert len(server.requests) == 1
 
 
+async def test_no_proxy_stands_before_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{refusing_port()}")
+    async with serving(OK) as server:
+        assert await ask(server.url) == Answer(200, b"{}")
+        assert await ask(server.url.replace("127.0.0.1", "localhost")) == Answer(200, b"{}")
+
+
 @pytest.mark.parametrize(
     ("behaviour", "kind"),
     [

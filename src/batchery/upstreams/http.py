@@ -1,13 +1,14 @@
 """An inference server over HTTP: anything that speaks OpenAI's API (vLLM, SGLang, Ollama, llama.cpp, a hosted one).
 
 Redirects are not followed, so that a key never travels to another host, and proxies are used only where the
-environment names one for the upstream's host, as for any HTTP client.
+environment names one for the upstream's host, as for any HTTP client; for this machine's loopback never.
 """
 
 from __future__ import annotations
 
 import asyncio
 import email.utils
+import ipaddress
 import math
 import re
 import ssl
@@ -105,6 +106,15 @@ def metrics_url(setting: str, base: str) -> str | None:
             "such as http://127.0.0.1:8000/metrics"
         )
     return text
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a URL is on this machine's loopback, of which a proxy named in the environment knows nothing."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def retry_after(value: str | None, milliseconds: str | None, now: float) -> float | None:
@@ -211,6 +221,7 @@ class HttpUpstream:
             pool_idle_timeout=timedelta(seconds=20),
             dns_options=DnsOptions(system_dns=True),  # the client's own resolver would not ask the system
             tls_verify=_authorities(),
+            no_proxy=is_loopback(self.url),
         )
         self._keyless: Client | None = None
         self._timeout = timeout
@@ -300,6 +311,7 @@ class HttpUpstream:
                 timeout=timedelta(seconds=METRICS_TIMEOUT),
                 dns_options=DnsOptions(system_dns=True),
                 tls_verify=_authorities(),
+                no_proxy=is_loopback(self._metrics_url or ""),
             )
         return self._keyless
 
