@@ -130,6 +130,28 @@ def test_results_of_a_running_batch_are_those_that_are_there() -> None:
     assert "1 still running" in result.stderr
 
 
+def test_results_that_cannot_be_fetched_leave_no_part_of_them() -> None:
+    with FakeServer(Manners(steps=1)) as server:
+        batch_id = create(server)
+        at = (batch_id, "--base-url", server.base_url, "-o", "kept.jsonl")
+        server.manners.troubles = [("GET", "/v1/files/.*/content", 403, {})]
+        assert invoke("results", *at).exit_code == 5
+        assert not Path("kept.jsonl").exists()
+        assert invoke("results", *at).exit_code == 0
+    assert sorted(custom_ids(Path("kept.jsonl").read_bytes())) == sorted(NAMES)
+
+
+def test_a_job_whose_batch_is_gone_says_what_can_be_done() -> None:
+    with FakeServer(Manners(steps=1, failing={"row-1"})) as server:
+        arguments = ("run", "in.jsonl", "-o", "out.jsonl", "--base-url", server.base_url)
+        assert invoke(*arguments).exit_code == 3
+        server.batches.clear()
+        result = invoke(*arguments)
+    assert result.exit_code == 1
+    assert "kept until --overwrite" in result.stderr
+    assert sorted(custom_ids(Path("out.jsonl").read_bytes())) == sorted(NAMES)
+
+
 def test_stream_runs_inputs_and_keeps_the_output() -> None:
     with FakeServer(Manners(failing={"row-3"})) as server:
         result = invoke("stream", "in.jsonl", "--base-url", server.base_url, "--retries", "0")

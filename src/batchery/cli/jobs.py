@@ -34,7 +34,7 @@ from batchery.client.carry_out import (
     tables_of_job,
     window_of,
 )
-from batchery.client.errors import ClientError, DetachedError, InputError
+from batchery.client.errors import ClientError, DetachedError, InputError, NotFoundError
 from batchery.client.http import Api
 from batchery.client.inputs import megabytes
 from batchery.client.job import Progress
@@ -91,6 +91,8 @@ def run_job(request: Request) -> int:
         if isinstance(error, InputError):
             with unheard():
                 show_problems(error)
+        if isinstance(error, NotFoundError) and _has_batches(request):
+            tell("The job's batch is no longer there. What has come of it is kept until --overwrite begins anew")
         _fail(request, code, str(error), resumable=code == LOST)
         return code
     except OSError as error:
@@ -134,6 +136,11 @@ def _fail(request: Request, code: int, message: str, *, resumable: bool) -> None
     if request.as_json:
         with contextlib.suppress(OSError):  # perhaps that is what went wrong
             _print_json({"exit_code": code, "error": message, "resumable": resumable})
+
+
+def _has_batches(request: Request) -> bool:
+    state = None if request.output is None else JobFolder(request.output.absolute()).load()
+    return state is not None and any(part.batch_id for part in state.parts)
 
 
 def _offer_to_cancel(request: Request) -> None:

@@ -56,6 +56,10 @@ def results(
             fetching = Fetching(api, found.ids, Path(folder), file.write)
             try:
                 batches = fetching.now()
+            except BaseException:
+                if output is not None:  # a part of the lines would pass for all of them, and be in the way
+                    output.unlink()
+                raise
             finally:
                 fetching.close()
                 file.flush()
