@@ -78,6 +78,14 @@ def main() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed, as by 2>&-
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115  # until the process ends
+    for argument in sys.argv[1:]:
+        if any("\ud800" <= character <= "\udfff" for character in argument):  # bytes that the locale could not read
+            typer.echo(
+                f"Error: {argument!a} is not UTF-8: rename the file, or set a locale in UTF-8, such as "
+                "export LC_ALL=C.UTF-8",
+                err=True,
+            )
+            sys.exit(EXIT_USAGE)
     asked = sys.argv[1] if len(sys.argv) > 1 else ""
     build([asked] if asked in COMMANDS else COMMANDS)()
 

@@ -33,7 +33,7 @@ class Progress(msgspec.Struct, frozen=True):
     """Where a job is.
 
     Attributes:
-        phase: `uploading`, or the batch's status; of several, the least advanced.
+        phase: `uploading`, `creating`, or the batch's status; of several, the least advanced.
         rows: requests in the inputs.
         completed, failed: as the server counts.
         received: result lines in the output so far.
@@ -326,7 +326,7 @@ class Job:
             again = sum(part.source.requests for part in self._state.parts if part.round)
             uploading = self._sent < self._size
             phases = [batch.status for batch in batches if not batch.terminal] or [batch.status for batch in batches]
-            phase = phases[0] if phases else "created"
+            phase = phases[0] if phases else "creating"
             if uploading and not any(batch.completed or batch.failed for batch in batches):
                 phase = "uploading"
             self._on_progress(

@@ -77,7 +77,7 @@ def resolve_sources(
         stdin: what `-` means; None where it can only mean what was kept in `folder` before.
 
     Raises:
-        SettingsError: an input is missing, matches nothing, cannot be read, or is named twice.
+        SettingsError: an input is missing, matches nothing, cannot be read, is named twice, or is not named in UTF-8.
         ResumeError: stdin is not what was kept of it before.
     """
     sources: list[Source] = []
@@ -91,6 +91,8 @@ def resolve_sources(
     seen: set[Path] = set()
     for source in sources:
         real = source.path.resolve()
+        if any("\ud800" <= character <= "\udfff" for character in str(real)):
+            raise SettingsError(f"the path {str(real)!a} is not UTF-8, and could not be written down; rename it")
         if real in seen:
             raise SettingsError(f"the input {source.name} is named twice")
         seen.add(real)
