@@ -119,8 +119,8 @@ def test_json_is_all_there_is_on_stdout_and_quiet_is_quiet(folder: Path) -> None
 @pytest.mark.parametrize("arguments", [[b"caf\xe9.jsonl"], [b"caf*.jsonl"], [b"in.jsonl", b"-m", b"\xe9"]])
 def test_what_is_not_utf8_is_told_in_a_sentence(folder: Path, arguments: list[bytes]) -> None:
     (folder / os.fsdecode(b"caf\xe9.jsonl")).write_bytes(requests(1))
-    command: list[str | bytes] = [sys.executable, "-m", "batchery", "run", *arguments, "-o", "out"]
-    ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=30)
+    begin: list[str | bytes] = [sys.executable, "-m", "batchery", "run", "-o", "out", "--base-url", "http://x"]
+    ended = subprocess.run([*begin, *arguments], check=False, capture_output=True, text=True, timeout=30)
     assert ended.returncode == 1
     assert ended.stderr.startswith("Error: ")
     assert "is not UTF-8" in ended.stderr

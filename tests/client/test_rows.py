@@ -153,6 +153,15 @@ def test_a_csv_that_is_wrong_as_a_whole_is_told_once(tmp_path: Path, content: by
     assert text in messages(rows)
 
 
+def test_a_template_in_single_braces_is_told_once(tmp_path: Path) -> None:
+    path = write(tmp_path, "in.csv", "text\na\nb\n")
+    rows = read([path], Making(model="m", template="Classify: {text}"))
+    assert [code for _, code in problems(rows)] == ["missing_column"]
+    assert "has {text}; write {{text}}. The columns are" in messages(rows)
+    assert len(bodies(read([path], Making(model="m", template="As {json}: {{text}}")))) == 2
+    assert len(bodies(read([path], Making(model="m", template="Say something as {json}")))) == 2
+
+
 def test_a_field_may_be_huge_but_not_endless(tmp_path: Path) -> None:
     path = write(tmp_path, "in.csv", "text\n" + "x" * 300_000 + "\n")
     assert len(bodies(read([path], CLASSIFY))[0]["messages"][0]["content"]) > 300_000

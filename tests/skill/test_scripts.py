@@ -326,6 +326,7 @@ def test_bad_lines_are_named_and_nothing_is_sent(tmp_path: Path, line: bytes, co
         ("no json\n", (), "line 1 is not JSON"),
         ('{"text": "x"}\n', (), "--template"),
         ('{"text": "x"}\n', ("--template", "{{other}}"), "has no 'other'"),
+        ('{"text": "x"}\n', ("--template", "Say {text}"), "write {{text}}"),
         ('{"prompt": "x"}\n', (), "--model"),
         (
             '{"prompt": "x", "custom_id": "a"}\n{"prompt": "y", "custom_id": "a"}\n',
@@ -341,6 +342,16 @@ def test_a_bad_input_makes_no_file(tmp_path: Path, content: str, arguments: tupl
     assert done.code == 2
     assert said in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_a_table_that_is_not_utf8_is_told_with_what_mends_it(tmp_path: Path) -> None:
+    source = tmp_path / "in.csv"
+    source.write_bytes(b"text\ncaf\xe9\n")
+    done = run(
+        "create_batch_file.py", tmp_path / "out.jsonl", "--input", source, "--model", "m", "--template", "{{text}}"
+    )
+    assert done.code == 2
+    assert "iconv" in done.stderr
 
 
 def test_many_requests_are_split(tmp_path: Path) -> None:

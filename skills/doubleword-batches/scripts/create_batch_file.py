@@ -102,7 +102,11 @@ def _rows(name: str) -> Iterator[Tuple[int, Dict[str, Any]]]:
                             "%s: row %d has not as many columns as the header" % (name, number), INVALID_INPUT
                         )
                     yield number, dict(record)
-            except (csv.Error, UnicodeDecodeError) as error:
+            except UnicodeDecodeError:
+                raise StopError(
+                    "%s is not UTF-8. Save it as UTF-8, such as with iconv -f latin1 -t utf-8" % name, INVALID_INPUT
+                ) from None
+            except csv.Error as error:
                 raise StopError("%s: line %d: %s" % (name, reader.line_num, error), INVALID_INPUT) from None
         return
     lines = enumerate(sys.stdin.buffer, 1) if name == "-" else batch_lines.lines_of(path)
@@ -157,6 +161,10 @@ def _filled(template: str, number: int, row: Dict[str, Any]) -> str:
         found = row[name]
         return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
 
+    if not FIELD.search(template):
+        for name in row:
+            if "{%s}" % name in template:  # every row would get the same prompt, braces and all
+                raise StopError("--template has {%s}; write {{%s}}" % (name, name), INVALID_INPUT)
     return FIELD.sub(value, template)
 
 

@@ -120,7 +120,11 @@ class Maker:
     def _prompt(self, data: Mapping[str, Any]) -> tuple[str, list[Any] | None]:
         """The user's text, or the messages that the row brings itself."""
         if self._template is not None:
-            return _render(self._template, data, "--template"), None
+            text = _render(self._template, data, "--template")
+            if not self._template.columns and (column := next((c for c in data if f"{{{c}}}" in text), None)):
+                # Every row would get the same prompt, braces and all.
+                raise BadRow("missing_column", f"--template has {{{column}}}; write {{{{{column}}}}}", columns=True)
+            return text, None
         messages = data.get("messages")
         if type(messages) is list:
             if not messages or not all(type(message) is dict and "role" in message for message in messages):
