@@ -50,8 +50,11 @@ def test_strict_writes_nothing_on_conflict(tmp_path: Path) -> None:
         merge_results(paths, paths[0])
 
 
-def test_what_is_no_result_is_told_and_nothing_is_written(tmp_path: Path) -> None:
-    paths = write(tmp_path, answer("a"), answer("b") + "nonsense\n")
+@pytest.mark.parametrize(
+    "line", ["nonsense\n", '{"custom_id": "c", "method": "POST", "body": {}}\n', '{"prompt": "x"}\n']
+)
+def test_what_is_no_result_is_told_and_nothing_is_written(tmp_path: Path, line: str) -> None:
+    paths = write(tmp_path, answer("a"), answer("b") + line)
     with pytest.raises(InputError) as caught:
         merge_results(paths, tmp_path / "out")
     (problem,) = caught.value.problems

@@ -66,8 +66,8 @@ class _Response(msgspec.Struct):
 
 class _Line(msgspec.Struct):
     custom_id: str | None = None
-    response: _Response | None = None
-    error: Any = None
+    response: _Response | msgspec.UnsetType | None = msgspec.UNSET
+    error: Any = msgspec.UNSET
     latency_ms: float | None = None
     duration_ms: float | None = None
 
@@ -96,17 +96,21 @@ def read_results(path: Path) -> Iterator[ResultLine]:
 def _result(line: bytes, number: int, path: Path) -> ResultLine:
     try:
         found = _read(strict_json.mask_surrogates(line))
+        if found.response is msgspec.UNSET and found.error is msgspec.UNSET:  # a request, or some other object
+            raise msgspec.ValidationError("it has neither response nor error")
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         problem = f"Line {number} is not a result: {error}. A result has custom_id, response and error."
         raise InputError((InputProblem(str(path), number, "invalid_json_line", problem),), 1) from None
-    response = found.response
+    response = found.response or None
     status = response.status_code if response else None
     body = bytes(response.body) if response and bytes(response.body) != b"null" else None
     times = [found.latency_ms, found.duration_ms]
     if response:
         times += [response.latency_ms, response.duration_ms]
     latency = next((time for time in times if time is not None), None)
-    return ResultLine(number, line, found.custom_id, status, body, found.error, latency)
+    return ResultLine(
+        number, line, found.custom_id, status, body, None if found.error is msgspec.UNSET else found.error, latency
+    )
 
 
 def is_result_file(path: Path) -> bool:
