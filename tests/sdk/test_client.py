@@ -82,6 +82,12 @@ def test_missing_values_and_numbers_of_numpy_pass(client: Client) -> None:
     ]
 
 
+def test_two_columns_of_one_name_are_refused(client: Client) -> None:
+    frame = pd.DataFrame([["a", "b"]], columns=["text", "text"])
+    with pytest.raises(SettingsError, match="more than one column 'text'"):
+        client.run(frame, model="m", template="{{text}}")
+
+
 def test_what_fails_is_told_with_status_and_message(client: Client) -> None:
     rows = ["good", "bad [[simulate status=400]]", "worse [[simulate status=404]]"]
     job = client.run(rows, model="m")

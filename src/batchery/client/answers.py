@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from batchery.client.errors import ApiError, ClientError, DetachedError
+from batchery.client.errors import ApiError, ClientError, DetachedError, SettingsError
 from batchery.client.job import Outcome
 
 
@@ -70,6 +70,8 @@ def without_result(outcome: Outcome | None, error: Exception | None) -> Answer |
     """What is said to a request whose batch ended without a result for it."""
     if isinstance(error, ApiError):
         return refusal(error.status, str(error), error.code)
+    if isinstance(error, SettingsError):  # such as a window that the server does not offer: asking again is no help
+        return refusal(400, str(error), "invalid_settings")
     if isinstance(error, DetachedError):
         return NoAnswerError("closed", "the client was closed")
     if error is not None:

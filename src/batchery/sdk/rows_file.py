@@ -76,11 +76,14 @@ def records_of(rows: Any) -> Iterator[Any]:
     """The rows, one after the other.
 
     Raises:
-        SettingsError: they cannot be gone through.
+        SettingsError: they cannot be gone through, or have two columns of one name.
     """
     library = type(rows).__module__.partition(".")[0]
     kind = type(rows).__name__
     if library == "pandas" and kind == "DataFrame":
+        if not rows.columns.is_unique:  # of two of one name, a mapping would lose the first
+            names = ", ".join(map(repr, rows.columns[rows.columns.duplicated()].unique()))
+            raise SettingsError(f"the DataFrame has more than one column {names}; rename one")
         for start in range(0, len(rows), _CHUNK):
             for record in rows.iloc[start : start + _CHUNK].to_dict("records"):
                 yield {str(name): value for name, value in record.items()}
