@@ -28,7 +28,7 @@ from batchery.client.job import Job, Outcome, Progress, errors_path
 from batchery.client.job_request import JobRequest, save_request
 from batchery.client.join import InputRow, format_of
 from batchery.client.limits import ServerLimits, limits_named, server_name_of
-from batchery.client.local_server import check_upstream, local_server
+from batchery.client.local_server import check_upstream, local_server, silent_upstreams
 from batchery.client.pieces import split_inputs
 from batchery.client.prepare import Prepared, fingerprints, prepare_inputs
 from batchery.client.price_tables import PriceTable
@@ -136,6 +136,8 @@ def carry_out(
             watch: Callable[[], None] = _nothing
             if remote is None:
                 remote, watch = _started(stack, request, data_dir, state.window)
+                for warning in silent_upstreams(request.upstream or ""):
+                    listener.say(warning)
             price = price_of_all(prepared.groups, tables, state.window)
 
             def show(progress: Progress) -> None:

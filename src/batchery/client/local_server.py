@@ -12,6 +12,7 @@ import ctypes
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -20,9 +21,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from batchery.client.errors import ConnectionLostError, SettingsError
-from batchery.client.server import normalise_base_url
+from batchery.client.server import Server, normalise_base_url
 from batchery.wire.windows import DEFAULT_WINDOWS
 
 READY = 30.0  # seconds for a child to say where it listens; it may have to wait for a former one to end
@@ -127,6 +130,24 @@ def check_upstream(upstream: str, key_env: str | None) -> None:
             normalise_base_url(url)
     if key_env is not None and not os.environ.get(key_env):
         raise SettingsError(f"--upstream-key-env names {key_env}, but that variable is not set")
+
+
+def silent_upstreams(upstream: str) -> Iterator[str]:
+    """What to tell the user of inference servers to which there is no connection. The job waits for them: a model may
+    still be loading. Those that only a proxy reaches are not looked at.
+
+    Args:
+        upstream: as for `local_server`.
+    """
+    for url in [] if upstream == "simulator" or is_model(upstream) else upstream.split(","):
+        server = Server(normalise_base_url(url))
+        parts = urlsplit(server.base_url)
+        if getproxies() and not server.is_local:
+            continue
+        try:
+            socket.create_connection((parts.hostname, parts.port or {"https": 443}.get(parts.scheme, 80)), 3.0).close()
+        except OSError as error:
+            yield f"No connection to the upstream {url} ({error.strerror or error}): the job waits for it. Is it there?"
 
 
 class _Child:
