@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,9 @@ _COLUMNS = (
     "output_tokens",
     "cached_tokens",
 )
+
+_OURS = re.compile(f"(?:input_)*(?:{'|'.join(_COLUMNS[1:])})")
+"""Our columns, but for `custom_id`, which is the row's own, with any number of prefixes."""
 
 
 class InputRow(msgspec.Struct, frozen=True):
@@ -299,7 +303,10 @@ def flat(row: InputRow, line: bytes | None, cause: Cause | None) -> dict[str, An
 
 
 def _own(name: str) -> str:
-    return f"input_{name}" if name in _COLUMNS and name != "custom_id" else name
+    """An own column's name. One that already has the prefix, as of an earlier output, gets another, so that no two of
+    them become one.
+    """
+    return f"input_{name}" if _OURS.fullmatch(name) else name
 
 
 def _own_columns(outcomes: Iterable[RowWithResult]) -> list[str]:
