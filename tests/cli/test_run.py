@@ -371,12 +371,13 @@ def test_an_interrupt_detaches_and_the_same_command_goes_on(folder: Path, number
     with FakeServer() as server:
         server.manners.finish.clear()
         arguments = ("in.jsonl", "-o", "out.jsonl", "--base-url", server.base_url)
-        process = start(*arguments)
+        process = start(*arguments, "--overwrite")
         server.wait_until(lambda: server.count("GET", "/v1/files/.*/content") > 0)
         process.send_signal(number)
         _, stderr = process.communicate(timeout=10)
         assert process.returncode == 130
-        assert f"batchery run in.jsonl -o out.jsonl --base-url {server.base_url}" in stderr
+        # What it says goes on; with --overwrite it would begin anew, and pay again.
+        assert f"batchery run in.jsonl -o out.jsonl --base-url {server.base_url}\n" in stderr
         assert "Traceback" not in stderr
         server.manners.finish.set()
         assert invoke(*arguments).exit_code == 0

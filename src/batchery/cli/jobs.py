@@ -132,7 +132,8 @@ def _sigterm_as_interrupt() -> Iterator[None]:
 def _fail(request: Request, code: int, message: str, *, resumable: bool) -> None:
     """The end of a job that did not come to its end."""
     if resumable:
-        tell(f"To go on, run the same command again:\n  {_this_command()}")
+        without = ", without --overwrite" if request.overwrite else ""
+        tell(f"To go on, run the same command again{without}:\n  {_this_command()}")
     if request.as_json:
         with contextlib.suppress(OSError):  # perhaps that is what went wrong
             _print_json({"exit_code": code, "error": message, "resumable": resumable})
@@ -151,7 +152,8 @@ def _offer_to_cancel(request: Request) -> None:
 
 
 def _this_command() -> str:
-    return shlex.join(["batchery", *sys.argv[1:]])
+    """The command that goes on: one that overwrites would begin anew, and pay again."""
+    return shlex.join(["batchery", *(argument for argument in sys.argv[1:] if argument != "--overwrite")])
 
 
 def _show_receipt(request: Request, found: Receipt) -> None:
