@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from batchery import Client, InputError, OverCostError, SettingsError
 from batchery.client.errors import ApiError, AuthError, ResumeError
+from batchery.client.state import JobFolder
 from batchery.sdk.row_result import RowResult
 from tests.client.fake_server import FakeServer, Manners
 
@@ -137,6 +138,15 @@ def test_other_rows_under_the_same_name_are_refused(client: Client) -> None:
     client.run(ROWS, model="m", template=TEMPLATE, name="taken").results()
     with pytest.raises((SettingsError, ResumeError), match="other"):
         client.run(ROWS[:3], model="m", template=TEMPLATE, name="taken")
+
+
+def test_a_second_program_leaves_the_first_its_rows(client: Client, folder: Path) -> None:
+    jobs = folder / "batchery-jobs"
+    jobs.mkdir()
+    with JobFolder(jobs / "both.jsonl").locked():
+        with pytest.raises(ResumeError, match="another run"):
+            client.run(ROWS, model="m", template=TEMPLATE, name="both")
+        assert len(list(jobs.glob(".both.rows-*.jsonl"))) == 1
 
 
 def test_bad_rows_are_named_before_anything_is_sent(client: Client, folder: Path) -> None:

@@ -22,7 +22,7 @@ import msgspec
 
 from batchery.client.cancelling import cancelled
 from batchery.client.carry_out import carry_out, input_rows
-from batchery.client.errors import ClientError, SettingsError
+from batchery.client.errors import ClientError, ResumeError, SettingsError
 from batchery.client.http import Api
 from batchery.client.job import Progress
 from batchery.client.job_request import JobRequest
@@ -312,8 +312,9 @@ class BatchJob(Generic[T]):
                 self._rows_file.unlink(missing_ok=True)
         except ClientError as error:
             self._error = reworded(error)
-            if self._rows_file is not None and not JobFolder(self.output).has_state:
-                self._rows_file.unlink(missing_ok=True)  # nothing has begun that would read it again
+            begun = isinstance(error, ResumeError) or JobFolder(self.output).has_state  # here, or in another program
+            if self._rows_file is not None and not begun:
+                self._rows_file.unlink(missing_ok=True)  # nothing would read it again
         except Exception as error:
             self._error = error
         with self._lock:
