@@ -73,6 +73,7 @@ class Desk:
         self.inputs = [folder / "in.jsonl"]
         self.inputs[0].write_bytes(requests(ROWS))
         self.seen: list[Progress] = []
+        self.said: list[str] = []
         self.folder = JobFolder(self.output)
 
     def run(
@@ -97,7 +98,8 @@ class Desk:
             api = Api(Server(normalise_base_url(server.base_url), key, "KEY"), patience)
             on_api(api)
             try:
-                return Job(api, self.folder, state, self.output, self.seen.append, retries=retries).run()
+                seen, said = self.seen.append, self.said.append
+                return Job(api, self.folder, state, self.output, seen, said, retries=retries).run()
             finally:
                 api.close()
 
@@ -253,6 +255,7 @@ def test_nothing_is_run_again_after_a_cancellation(desk: Desk) -> None:
     with FakeServer(Manners(passing={"row-2"}, end="cancelled")) as server:
         desk.run(server, retries=2)
         assert len(server.batches) == 1
+    assert any("batchery retry batch_0 does so" in text for text in desk.said)
 
 
 @pytest.mark.parametrize("manners", DIALECTS)

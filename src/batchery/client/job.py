@@ -207,7 +207,10 @@ class Job:
     def _run_again(self) -> bool:
         """Run again what may yet succeed; whether anything runs."""
         state, batches = self._state, self._batches
-        if any(batch.status == "cancelled" for batch in batches.values()):
+        cancelled = [batch.id for batch in batches.values() if batch.status == "cancelled"]
+        if cancelled:
+            if state.round < self._retries:
+                self._say(f"Nothing is run again by itself after a cancellation; batchery retry {cancelled[0]} does so")
             return False
         unheard = [n for n, part in enumerate(state.parts) if part.ended == ending(batches[n])]
         if not unheard and state.round >= self._retries:
