@@ -196,6 +196,27 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
     assert f"127.0.0.1:{port}" in message
 
 
+def test_of_servers_that_are_started_together_one_gets_the_port(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    command = [sys.executable, "-m", "batchery", "serve", "--upstream", NOWHERE, "--port", port, "--data-dir"]
+    started = [
+        subprocess.Popen(
+            [*command, str(tmp_path / str(number))], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for number in range(3)
+    ]
+    said = [process.stdout.readline() for process in started if process.stdout is not None]
+    assert sorted(said) == ["", "", f"batchery listening on http://127.0.0.1:{port}\n"]
+    for process, line in zip(started, said, strict=True):
+        if line:
+            process.terminate()
+        _, stderr = process.communicate(timeout=30)
+        assert process.returncode == (0 if line else 1)
+        assert line or f"127.0.0.1:{port}" in stderr
+
+
 def test_a_folder_that_is_in_use(tmp_path: Path) -> None:
     running = serve(tmp_path, NOWHERE)
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import socket
 from array import array
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,6 +19,7 @@ import sqlalchemy as sa
 from batchery.server.app import create_app
 from batchery.server.context import Context
 from batchery.server.http import serve_http
+from batchery.server.port import take_port
 from batchery.store import batches, files, results, schema
 from batchery.store.blobs import open_folder
 from batchery.store.database import Database
@@ -29,14 +29,6 @@ from batchery.wire.lines import Limits
 from batchery.wire.objects import Model
 
 BOUNDARY = "a-boundary"
-
-
-def free_port() -> int:
-    """A port that nobody listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @dataclass
@@ -183,21 +175,22 @@ async def running(url: str, folder: Path, **changes: Any) -> AsyncIterator[Rig]:
     )
     context = replace(context, **changes)
     stop, ready = context.stopping, asyncio.Event()
-    port = free_port()
-    serving = asyncio.create_task(serve_http(create_app(context), "127.0.0.1", port, stop, ready.set))
+    port = take_port("127.0.0.1", 0)
+    serving = asyncio.create_task(serve_http(create_app(context), port, stop, ready.set))
     waiting = asyncio.create_task(ready.wait())
     await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
     try:
         if serving.done():
             serving.result()
         async with aiohttp.ClientSession() as session:
-            rig = Rig(port, context, folder / "blobs", session, wakes)
+            rig = Rig(port.number, context, folder / "blobs", session, wakes)
             try:
                 yield rig
             finally:
                 await rig.openai.close()
     finally:
         waiting.cancel()
+        port.close()
         stop.set()
         await serving
         await database.close()

@@ -20,6 +20,7 @@ from batchery.server import auth, content, events, watch
 from batchery.server.app import create_app
 from batchery.server.events import PIECE, Position, parse_position
 from batchery.server.http import serve_http
+from batchery.server.port import take_port
 from batchery.store import files, results
 from batchery.store.errors import StoreUnavailable
 from batchery.wire.errors import BadRequest
@@ -27,7 +28,7 @@ from tests.processes import serve, simulator
 from tests.requests import by_custom_id, chat_file
 from tests.server.following import Event, Events, Life, Watched, follow, watched
 from tests.server.keys import bearing, make_key, revoke
-from tests.server.rig import free_port, until
+from tests.server.rig import until
 from tests.store.examples import NOW
 
 SOON = 30.0
@@ -555,11 +556,11 @@ async def test_a_stop_ends_streams_long_before_their_grace_is_over(served: Watch
     context = served.rig.context
     life = await Life(context).begin()
     await life.grow([b'"%b"' % (b"x" * 1_000_000)] * 30 if not reads else [b"{}"])
-    stop, ready, port = asyncio.Event(), asyncio.Event(), free_port()
+    stop, ready, port = asyncio.Event(), asyncio.Event(), take_port("127.0.0.1", 0)
     app = create_app(replace(context, stopping=stop))
-    serving = asyncio.create_task(serve_http(app, "127.0.0.1", port, stop, ready.set, grace=3600))
+    serving = asyncio.create_task(serve_http(app, port, stop, ready.set, grace=3600))
     await asyncio.wait_for(ready.wait(), SOON)
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1000)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port.number, limit=1000)
     if not reads:
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     writer.write(f"GET {life.path}/events?lines=true HTTP/1.1\r\nHost: x\r\n\r\n".encode())
@@ -571,6 +572,7 @@ async def test_a_stop_ends_streams_long_before_their_grace_is_over(served: Watch
         rest = await asyncio.wait_for(reader.read(), SOON)
         assert rest.endswith(b"\r\n0\r\n\r\n"), "the stream was cut off"
     await asyncio.wait_for(serving, SOON)
+    port.close()
     writer.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import psutil
 import pytest
 
 from batchery.server import http
-from batchery.server.http import AddressInUse, serve_http
+from batchery.server.http import serve_http
+from batchery.server.port import AddressInUse, take_port
 from batchery.store.database import sqlite_url
 from tests.requests import chat_file
-from tests.server.rig import Rig, free_port, running, until
+from tests.server.rig import Rig, running, until
 
 
 async def _never(*_: Any) -> None:
@@ -24,26 +26,47 @@ async def _never(*_: Any) -> None:
 
 async def test_an_address_in_use_is_refused(rig: Rig) -> None:
     with pytest.raises(AddressInUse, match=str(rig.port)):
-        await serve_http(_never, "127.0.0.1", rig.port, asyncio.Event(), lambda: None)
+        take_port("127.0.0.1", rig.port)
     with pytest.raises(OSError):  # noqa: PT011 (no interface has it)
-        await serve_http(_never, "203.0.113.1", rig.port, asyncio.Event(), lambda: None)
+        take_port("203.0.113.1", rig.port)
+
+
+async def test_a_port_that_was_taken_first_by_somebody_who_does_not_know_of_it() -> None:
+    port = take_port("127.0.0.1", 0)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", port.number))
+        other.listen()
+        with pytest.raises(AddressInUse, match=str(port.number)):
+            await serve_http(_never, port, asyncio.Event(), lambda: None)
+    port.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has names that no file has")
+def test_a_port_is_held_before_anybody_listens_there() -> None:
+    """Or two servers that are started together would share it, and each get half of the connections."""
+    port = take_port("127.0.0.1", 0)
+    with pytest.raises(AddressInUse, match=str(port.number)):
+        take_port("127.0.0.1", port.number)
+    port.close()
+    take_port("127.0.0.1", port.number).close()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0", "::1", "::"])
 async def test_it_accepts_when_it_says_so(host: str, capfd: pytest.CaptureFixture[str]) -> None:
     if ":" in host and not socket.has_ipv6:
         pytest.skip("no IPv6 here")
-    stop, port = asyncio.Event(), free_port()
+    stop, port = asyncio.Event(), take_port(host, 0)
     accepted: list[bool] = []
 
     def ready() -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.socket(family) as probe:
-            probe.connect(("::1" if ":" in host else "127.0.0.1", port))
+            probe.connect(("::1" if ":" in host else "127.0.0.1", port.number))
             accepted.append(True)
         stop.set()
 
-    await asyncio.wait_for(serve_http(_never, host, port, stop, ready), 10)
+    await asyncio.wait_for(serve_http(_never, port, stop, ready), 10)
+    port.close()
     assert accepted == [True]
     captured = capfd.readouterr()
     assert captured.out == ""
@@ -64,10 +87,10 @@ async def test_requests_in_flight_may_end_for_a_while(patient: bool, capfd: pyte
         finally:
             cleaned_up.append(True)
 
-    port = free_port()
-    serving = asyncio.create_task(serve_http(app, "127.0.0.1", port, stop, ready.set, grace=10 if patient else 0.05))
+    port = take_port("127.0.0.1", 0)
+    serving = asyncio.create_task(serve_http(app, port, stop, ready.set, grace=10 if patient else 0.05))
     await asyncio.wait_for(ready.wait(), 10)
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port.number)
     writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
     await asyncio.wait_for(begun.wait(), 10)
     stop.set()
@@ -75,9 +98,10 @@ async def test_requests_in_flight_may_end_for_a_while(patient: bool, capfd: pyte
         go_on.set()
         assert (await asyncio.wait_for(reader.read(), 10)).endswith(b"whole")
     await asyncio.wait_for(serving, 10)
+    port.close()
     assert cleaned_up == [True]
     with pytest.raises(ConnectionRefusedError):
-        await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.open_connection("127.0.0.1", port.number)
     writer.close()
     assert capfd.readouterr() == ("", "")
 

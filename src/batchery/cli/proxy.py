@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 from typing import Annotated
 
@@ -71,9 +70,9 @@ def proxy(
         "retries": retries,
     }
     try:
-        asyncio.run(_serve(target, port or _free_port(), options))
+        asyncio.run(_serve(target, port, options))
     except OSError as error:
-        typer.echo(f"Error: cannot listen on {HOST} port {port}: {error.strerror or error}", err=True)
+        typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(1) from None
     sys.stdout.flush()
     sys.stderr.flush()
@@ -88,7 +87,9 @@ async def _serve(target: Server, port: int, options: dict[str, object]) -> None:
     from batchery.client.http import Api  # noqa: PLC0415
     from batchery.sdk.proxy import create_proxy  # noqa: PLC0415
     from batchery.server.http import serve_http  # noqa: PLC0415
+    from batchery.server.port import take_port  # noqa: PLC0415
 
+    at = take_port(HOST, port)
     asked, stop = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, asked.set)
@@ -102,7 +103,7 @@ async def _serve(target: Server, port: int, options: dict[str, object]) -> None:
     key = f"key from {target.key_from}" if target.key_from else "no key"
     winding = asyncio.create_task(wind_down())
     try:
-        await serve_http(create_proxy(gatherer, api), HOST, port, stop, lambda: _ready(target, key, port))
+        await serve_http(create_proxy(gatherer, api), at, stop, lambda: _ready(target, key, at.number))
     finally:
         winding.cancel()
         await gatherer.close()
@@ -112,9 +113,3 @@ async def _serve(target: Server, port: int, options: dict[str, object]) -> None:
 def _ready(target: Server, key: str, port: int) -> None:
     typer.echo(f"Requests run as batches on {target.base_url} ({key}).", err=True)
     print(f"batchery proxy listening on http://{HOST}:{port}", flush=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])

@@ -8,7 +8,6 @@ import os
 import resource
 import shlex
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
@@ -27,6 +26,7 @@ from batchery.cli.upstream_options import (
 )
 
 if TYPE_CHECKING:
+    from batchery.server.port import Port
     from batchery.server.settings import Settings
     from batchery.store.database import Database
 
@@ -121,6 +121,7 @@ def serve(
     from batchery.cli import logs  # noqa: PLC0415
     from batchery.cli.options import fail, read_settings  # noqa: PLC0415
     from batchery.cli.upstreams import open_upstreams  # noqa: PLC0415
+    from batchery.server.port import AddressInUse, take_port  # noqa: PLC0415
     from batchery.server.supervisor import FolderInUseError, FolderLock  # noqa: PLC0415
 
     settings = read_settings(
@@ -155,15 +156,16 @@ def serve(
     lock = None
     try:
         settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)  # prompts are nobody else's business
-        settings = settings.model_copy(update={"data_dir": settings.data_dir.resolve(), "port": _port(settings)})
+        at = take_port(settings.host, settings.port)
+        settings = settings.model_copy(update={"data_dir": settings.data_dir.resolve(), "port": at.number})
         if settings.uses_folder:
             lock = FolderLock(settings.data_dir)
-    except FolderInUseError as error:
+    except (AddressInUse, FolderInUseError) as error:
         fail(str(error))
     except OSError as error:
         fail(f"cannot start: {error}")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        code = runner.run(_serve(settings, lock, exit_with_stdin))
+        code = runner.run(_serve(settings, at, lock, exit_with_stdin))
     raise typer.Exit(code)
 
 
@@ -196,23 +198,7 @@ def _keyless(settings: Settings) -> str:
     )
 
 
-def _port(settings: Settings) -> int:
-    """The port to listen on, which must be free now.
-
-    Raises:
-        OSError: it is taken, or the address is not this machine's.
-    """
-    family, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(address)
-        except OSError as error:
-            raise OSError(f"{settings.host}:{settings.port}: {error.strerror}") from None
-        return int(probe.getsockname()[1])
-
-
-async def _serve(settings: Settings, lock: object, exit_with_stdin: bool) -> int:
+async def _serve(settings: Settings, at: Port, lock: object, exit_with_stdin: bool) -> int:
     from batchery.cli.upstreams import open_upstreams  # noqa: PLC0415
     from batchery.server.supervisor import FolderLock, Supervisor  # noqa: PLC0415
     from batchery.store.blobs import open_folder, open_url  # noqa: PLC0415
@@ -268,7 +254,7 @@ async def _serve(settings: Settings, lock: object, exit_with_stdin: bool) -> int
     orphans = Orphans(database, blobs, alone=lock is not None and settings.store is None)
     beside.append(asyncio.create_task(orphans.run(started)))
     try:
-        await serve_http(app, settings.host, settings.port, stop, lambda: _ready(settings))
+        await serve_http(app, at, stop, lambda: _ready(settings))
     finally:
         for task in beside:
             task.cancel()

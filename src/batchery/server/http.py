@@ -16,6 +16,8 @@ from granian.log import LogLevels
 from granian.server.embed import Server
 from litestar.types import ASGIApp, Receive, Scope, Send
 
+from batchery.server.port import Port
+
 BACKLOG = 2048
 MAX_CONNECTIONS = 16_384
 """Connections at a time; more wait in the system's queue."""
@@ -38,10 +40,6 @@ GRACE = 5.0
 START_PATIENCE = 10.0
 LAST_PATIENCE = 1.0
 """Seconds for connections to close once their requests have been cut short."""
-
-
-class AddressInUse(OSError):
-    """Somebody else listens at this address."""
 
 
 class _InFlight:
@@ -67,8 +65,7 @@ class _InFlight:
 
 async def serve_http(
     app: ASGIApp,
-    host: str,
-    port: int,
+    at: Port,
     stop: asyncio.Event,
     ready: Callable[[], None],
     *,
@@ -78,8 +75,7 @@ async def serve_http(
 
     Args:
         app: from `create_app`.
-        host: a name or an address; the first address of a name is taken.
-        port: from 1 to 65535.
+        at: where; it stays the caller's.
         stop: ends it.
         ready: called once connections are accepted.
         grace: seconds that requests in flight get to end in.
@@ -89,12 +85,12 @@ async def serve_http(
         OSError: the address cannot be listened at.
         RuntimeError: the server ended by itself.
     """
-    address = _check_address(host, port)
+    at.check()
     app = in_flight = _InFlight(app)
     server = Server(
         app,
-        address,
-        port,
+        at.address,
+        at.number,
         interface=Interfaces.ASGINL,
         http=HTTPModes.http1,
         websockets=False,
@@ -108,9 +104,9 @@ async def serve_http(
     serving = asyncio.create_task(server.serve())
     stopping = asyncio.create_task(stop.wait())
     try:
-        await _accepting(address, port, serving)
+        await _accepting(at.address, at.number, serving)
         if not serving.done():
-            _cut_stalled(port)
+            _cut_stalled(at.number)
             ready()
             await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if serving.done():
@@ -123,21 +119,6 @@ async def serve_http(
         await _end(set(in_flight.tasks))
         await asyncio.wait({serving}, timeout=LAST_PATIENCE)
         await _end({serving})
-
-
-def _check_address(host: str, port: int) -> str:
-    """The address to listen at, after making sure that nobody else does: the server itself would share the port."""
-    family, kind, protocol, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    with socket.socket(family, kind, protocol) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(address)
-            probe.listen(1)
-        except OSError as error:
-            raise AddressInUse(error.errno, f"cannot listen at {host}:{port}: {error.strerror}") from error
-    return str(address[0])
 
 
 def _max_connections() -> int:
