@@ -93,6 +93,7 @@ async def test_where_nothing_is_sent(rig: Rig, host: str) -> None:
         {"url": URL},
         {"url": URL, "secret": "short"},
         {"url": URL, "secret": "whsec_not base64 at all"},
+        {"url": URL, "secret": "a secret with \0 in it, which no database keeps"},
         {"url": URL, "secret": 5},
     ],
 )

@@ -248,9 +248,10 @@ def check_webhook_secret(secret: Any, param: str = "webhook.secret") -> str | No
     """
     if secret is None:
         return None
-    if type(secret) is not str or not MIN_SECRET <= len(secret) <= MAX_SECRET or not secret.isascii():
+    if type(secret) is not str or not MIN_SECRET <= len(secret) <= MAX_SECRET or not _is_kept(secret):
         raise BadRequest(  # the value is a secret and is not shown
-            f"{param} must be {MIN_SECRET} to {MAX_SECRET} ASCII characters, such as whsec_ and base64.",
+            f"{param} must be {MIN_SECRET} to {MAX_SECRET} ASCII characters, such as whsec_ and base64, none of them "
+            "U+0000.",
             param=param,
             code="invalid_value",
         )
@@ -266,6 +267,10 @@ def check_webhook_secret(secret: Any, param: str = "webhook.secret") -> str | No
                 code="invalid_value",
             )
     return secret
+
+
+def _is_kept(secret: str) -> bool:
+    return secret.isascii() and "\0" not in secret  # which no database keeps
 
 
 def _output_expires_after(value: Any) -> ExpiresAfter | None:
