@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from batchery.server import content
 from batchery.server.content import after_lines, slice_of, stream, stream_bytes
 from batchery.store import blobs as blob_store
-from batchery.store import files
+from batchery.store import files, results
 from batchery.store.errors import StoreUnavailable
 from batchery.store.files import FileRow
 from batchery.store.ids import new_id
@@ -104,6 +105,26 @@ async def test_a_file_reads_right_whatever_becomes_of_it_meanwhile(either: Rig, 
         async for piece in pieces:
             read += piece
     assert read == wanted
+
+
+async def test_large_segments_of_the_log_are_read_one_at_a_time(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    growing = Growing(rig.context)
+    await growing.begin()
+    for size in (1, 1, 1, 1, 1, 600, 600, 600, 600, 1, 1):
+        await growing.grow(b"x" * size + b"\n")
+    monkeypatch.setattr(content, "SEGMENT_BYTES", 1000)
+    real = results.read
+    asked = []
+
+    async def counted(*arguments: Any, segments: int) -> Any:
+        asked.append(segments)
+        return await real(*arguments, segments=segments)
+
+    monkeypatch.setattr(results, "read", counted)
+    part = slice_of(11, growing=True, offset=0, limit=None)
+    pieces = [piece async for piece in stream(rig.context, await row_of(rig, growing.file), part)]
+    assert pieces == growing.lines
+    assert asked == [1, 4, 4, 1, 4]  # so many by the size of the one before
 
 
 @pytest.mark.parametrize("accept", ["identity", "gzip", "zstd"])

@@ -12,11 +12,12 @@ from typing import Any
 import psutil
 import pytest
 
-from batchery.server import http
+from batchery.server import events, http
 from batchery.server.http import serve_http
 from batchery.server.port import AddressInUse, take_port
 from batchery.store.database import sqlite_url
 from tests.requests import chat_file
+from tests.server.following import Life, follow
 from tests.server.rig import Rig, running, until
 
 
@@ -180,3 +181,34 @@ async def test_files_are_sent_so_many_at_a_time(tmp_path: Path) -> None:
                 while (await rig.ask("GET", path)).status == 429:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
             assert (await rig.ask("GET", path + "?offset=1999")).status == 200
+
+
+async def test_results_take_a_place_among_the_files_that_are_sent(tmp_path: Path) -> None:
+    """They hold as many megabytes as a download while a client takes its time."""
+    async with running(sqlite_url(tmp_path / "b.db"), tmp_path, max_downloads=1) as rig:
+        file = (await rig.upload(chat_file(2000, padding=10_000)))["id"]
+        path = f"/v1/batches/{(await rig.create(file)).json['id']}/results"
+        for query in ("", "?status=failed", "?offset=1999"):
+            assert (await rig.ask("HEAD", path + query)).status == 200
+            assert (await rig.ask("GET", path + query)).status == 200
+        client = await stalled(rig, file)
+        assert (await rig.ask("GET", path)).error()["code"] == "too_many_downloads"
+        client.close()
+
+
+async def test_the_lines_of_an_event_stream_wait_for_a_place_likewise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "RETRY", 0.01)
+    async with running(sqlite_url(tmp_path / "b.db"), tmp_path, max_downloads=1) as rig:
+        file = (await rig.upload(chat_file(2000, padding=10_000)))["id"]
+        life = await Life(rig.context).begin()
+        await life.grow([b'"one"'])
+        client = await stalled(rig, file)
+        async with follow(rig, life, "?lines=true") as stream:
+            line = asyncio.ensure_future(stream.until("output"))
+            await until(lambda: len(stream.comments) > 1)
+            assert not line.done()
+            client.close()
+            assert (await asyncio.wait_for(line, 20)).raw == b'"one"'
+            (await stalled(rig, file)).close()  # no place is held where there is nothing to send

@@ -21,7 +21,9 @@ from batchery.wire.errors import BadRequest
 from batchery.wire.results import Kind
 
 SEGMENTS = 4
-"""Segments of the log that are read, and so held, at a time."""
+SEGMENT_BYTES = 1024 * 1024
+"""Segments of the log that are read, and so held, at a time: fewer where the one before had so many bytes that these
+would have more than `SEGMENT_BYTES`, but at least one, which may have some megabytes."""
 
 
 class Slice(msgspec.Struct, frozen=True):
@@ -90,6 +92,7 @@ async def stream(context: Context, row: FileRow, part: Slice) -> AsyncIterator[b
         StoreUnavailable: the file's content cannot be read, or is gone.
     """
     position = part.first
+    count = 1
     while position < part.end:
         if row.blob_key is not None and position < row.blob_lines:
             end = min(part.end, row.blob_lines)
@@ -99,14 +102,16 @@ async def stream(context: Context, row: FileRow, part: Slice) -> AsyncIterator[b
             continue
         async with context.database.read() as connection:
             row = await _as_it_is_now(connection, row)
-            segments = await _log_from(connection, row, position)
+            segments = await _log_from(connection, row, position, count)
         if not segments and (row.blob_key is None or row.blob_lines <= position):
             raise StoreUnavailable(
                 f"the lines of file {row.id} from {position} on are neither in the log nor in a blob"
             )
-        for segment in segments:
+        while segments:
+            segment = segments.pop(0)
             if segment.position > position:
                 break
+            count = min(SEGMENTS, max(1, SEGMENT_BYTES // max(1, len(segment.body))))
             skip = position - segment.position
             take = min(len(segment.ends), part.end - segment.position)
             yield segment.body[segment.ends[skip - 1] if skip else 0 : segment.ends[take - 1]]
@@ -115,13 +120,13 @@ async def stream(context: Context, row: FileRow, part: Slice) -> AsyncIterator[b
                 return
 
 
-async def _log_from(connection: AsyncConnection, row: FileRow, position: int) -> list[Lines]:
+async def _log_from(connection: AsyncConnection, row: FileRow, position: int, count: int) -> list[Lines]:
     """Segments of the log from the one that holds this line on; none when it is not there, or not this file's."""
     if not row.grows or position < row.blob_lines:
         return []
     assert row.batch_id is not None
     kind: Kind = "output" if row.purpose == "batch_output" else "error"
-    segments = await results.read(connection, row.batch_id, kind, position, segments=SEGMENTS)
+    segments = await results.read(connection, row.batch_id, kind, position, segments=count)
     return segments if segments and segments[0].position <= position else []
 
 

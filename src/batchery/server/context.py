@@ -39,7 +39,7 @@ class Context:
         min_rate: bytes a second that a request body must come at, on average over `rate_window`.
         rate_window: seconds over which that is measured.
         max_uploads: how many request bodies that are more than small are taken in at a time.
-        max_downloads: how many files are sent at a time.
+        max_downloads: how many files are sent at a time, results and lines of event streams among them.
         webhook_networks: networks that webhooks may go to although they are not the public internet's.
         stopping: set when the server is told to stop: what waits for batches to change ends then.
         clock: Unix seconds.

@@ -27,6 +27,7 @@ from batchery.server.content import Slice, stream
 from batchery.server.context import AnyRequest, Context, context_of, owner_of
 from batchery.server.exchange import is_head
 from batchery.server.parameters import parameters_of
+from batchery.server.places import Downloads
 from batchery.server.render import batch_object
 from batchery.server.watch import Hub, check_key, gone, hub_of
 from batchery.store import files
@@ -163,7 +164,8 @@ async def get_events(request: AnyRequest, id: FromPath[str]) -> Response[Any]:
             retry_after=FULL_RETRY_AFTER,
             code="too_many_streams",
         )
-    feed = Feed(context, hub, row, position, with_lines=with_lines, check=partial(check_key, request))
+    downloads: Downloads | None = request.app.state.downloads if with_lines else None
+    feed = Feed(context, hub, row, position, downloads=downloads, check=partial(check_key, request))
     return EventStream(feed.events(), context.stopping)
 
 
@@ -191,7 +193,7 @@ class Feed:
         hub: says when the batch changes.
         row: the batch as just read.
         position: where the stream goes on.
-        with_lines: whether the result lines themselves are wanted.
+        downloads: if the result lines themselves are wanted, the places of which one is held while they are sent.
         check: raises Unauthorized once nothing more may be told.
     """
 
@@ -202,14 +204,16 @@ class Feed:
         row: BatchRow,
         position: Position,
         *,
-        with_lines: bool,
+        downloads: Downloads | None,
         check: Callable[[], Awaitable[None]],
     ) -> None:
         self._context = context
         self._hub = hub
         self._batch = row
         self._position = msgspec.structs.replace(position, ended=False)
-        self._with_lines = with_lines
+        self._downloads = downloads
+        self._with_lines = downloads is not None
+        self._has_place = False
         self._check = check
         self._said_status: BatchRow | None = None
         self._said_counts = _counts(row)
@@ -233,6 +237,10 @@ class Feed:
                             yield piece
                 except Unauthorized:  # when the client comes back, it is told why
                     return
+                except TooManyRequests:  # files are being sent, as many as may be
+                    yield b": waiting to be sent lines\n\n"
+                    await watch.changed(RETRY)
+                    continue
                 except StoreError as error:
                     if not self._failing:
                         log.warning("an event stream cannot read on just now", batch=self._batch.id, cause=str(error))
@@ -240,6 +248,8 @@ class Feed:
                     yield b": the store does not answer\n\n"
                     await watch.changed(RETRY)
                     continue
+                finally:
+                    self._give_place_back()
                 self._failing = False
                 if self._position.ended:
                     return
@@ -341,6 +351,7 @@ class Feed:
 
     async def _file_lines(self, kind: Kind, file: FileRow, end: int) -> Pieces:
         """Each line of a file from the position up to `end` as an event, joined into pieces."""
+        self._take_place()
         line = self._sent(kind)
         part = Slice(first=line, end=end, last_line=end, incomplete=True, whole=False)
         events: list[bytes] = []
@@ -364,6 +375,17 @@ class Feed:
         except StoreError:
             self._growing.pop(file.id, None)  # look at it anew: it may be deleted
             raise
+
+    def _take_place(self) -> None:
+        """Raises TooManyRequests if there is none: while a client takes its time, megabytes of the log are held."""
+        if self._downloads is not None and not self._has_place:
+            self._downloads.take()
+            self._has_place = True
+
+    def _give_place_back(self) -> None:
+        if self._downloads is not None and self._has_place:
+            self._downloads.give_back()
+            self._has_place = False
 
     def _sent(self, kind: Kind) -> int:
         return self._position.output if kind == "output" else self._position.errors

@@ -24,8 +24,9 @@ from batchery.engine.reader import Reader, read_results
 from batchery.server.batches import no_such_batch, owned_batch
 from batchery.server.content import read_slice
 from batchery.server.context import AnyRequest, Context, context_of, owner_of
-from batchery.server.exchange import is_head
+from batchery.server.exchange import at_end, is_head
 from batchery.server.parameters import parameters_of
+from batchery.server.places import Downloads
 from batchery.store import batches, files, results
 from batchery.store.batches import BatchRow
 from batchery.store.errors import StoreUnavailable
@@ -84,6 +85,9 @@ async def list_results(request: AnyRequest, id: FromPath[str]) -> Response[Any]:
     status = parameters.choice("status", tuple(dict.fromkeys(_SHOWN)))
     async with context.database.read() as connection:
         row = await owned_batch(connection, id, owner)
+    downloads: Downloads = request.app.state.downloads
+    downloads.take()
+    at_end(request, downloads.give_back)
     picture = await _picture(context, row)
     wanted = list(_in_order(picture, status))
     first = min(offset, len(wanted))
