@@ -209,7 +209,7 @@ async def test_a_database_that_hangs_is_out_of_reach(ring: Ring, monkeypatch: py
     for failed in await asyncio.gather(*(ring.ask(key) for _ in range(20)), return_exceptions=True):
         assert isinstance(failed, StoreUnavailable)
     assert ring.database.reads == 1
-    ring.database.stuck.set()
+    ring.database.stuck = None  # but for the reading that was begun, which nobody waits for any more
     assert (await ring.ask(key)).owner == "local"
 
 

@@ -218,6 +218,28 @@ async def test_a_cut_connection_is_unavailable_and_then_replaced(database: Datab
     await killer.close()
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_a_statement_without_an_answer_is_unavailable_but_in_a_migration(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "STATEMENT_TIMEOUT", 0.1)
+    database = Database(database_url)
+    upgrade = migrations.upgrade
+
+    def slowly(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("SELECT pg_sleep(0.3)")
+        upgrade(connection)
+
+    monkeypatch.setattr(migrations, "upgrade", slowly)
+    await database.migrate()
+    for begin in (database.read, database.write):
+        with pytest.raises(StoreUnavailable):
+            async with asyncio.timeout(20), begin() as connection:
+                await connection.execute(sa.text("SELECT pg_sleep(60)"))
+    assert await names(database) == set()
+    await database.close()
+
+
 async def test_waiting_too_long_for_a_connection_is_unavailable(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

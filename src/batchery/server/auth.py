@@ -119,12 +119,14 @@ class Keyring:
     async def _read(self) -> None:
         self._tried_at = began = self._clock()
         try:
-            async with self._database.read() as connection:
+            async with asyncio.timeout(PATIENCE), self._database.read() as connection:
                 rows = await api_keys.active(connection)
                 made = bool(rows) or not self._may_be_open or await api_keys.were_made(connection)
             self._callers = {row.hash: (row.hash, _caller(row)) for row in rows}
             self._open = not made
             self._read_at = began
+        except TimeoutError:  # it would keep the next reading, over another connection, from being begun
+            raise StoreUnavailable(f"the API keys could not be read within {PATIENCE:g} seconds") from None
         finally:
             self._reading = None
 

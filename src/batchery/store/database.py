@@ -38,6 +38,10 @@ READERS = 4
 PATIENCE = 60.0
 """Seconds to wait at most for a connection while others of this process use them."""
 
+STATEMENT_TIMEOUT = 30.0
+"""Seconds that PostgreSQL may take over a statement, but for migrations. After a failover, or with a connection that is
+open at this end only, the answer would be waited for without end, and each such wait would hold a connection."""
+
 
 def sqlite_url(path: Path) -> str:
     """The database URL of an SQLite file."""
@@ -74,6 +78,7 @@ class Database:
     """
 
     def __init__(self, url: str, *, readers: int = READERS) -> None:
+        self._url = url
         self.is_sqlite = sa.make_url(url).get_backend_name() == "sqlite"
         # Users of an SQLite database do not queue at the pools, where whoever waits is not woken when a connection
         # could not be made because its task was cancelled meanwhile.
@@ -83,7 +88,13 @@ class Database:
             self._reader = _sqlite_engine(url, sqlite_driver.BEGIN, readers)
             self._whole, self._looker = Transactions(_sync_engine(url, BEGIN)), Looker(_sync_engine(url, None))
         else:
-            self._writer = create_async_engine(url, pool_size=readers + 2, max_overflow=4, pool_pre_ping=True)
+            self._writer = create_async_engine(
+                url,
+                pool_size=readers + 2,
+                max_overflow=4,
+                pool_pre_ping=True,
+                connect_args={"command_timeout": STATEMENT_TIMEOUT},
+            )
             self._reader = self._writer.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
     @asynccontextmanager
@@ -189,7 +200,12 @@ class Database:
             return
         from batchery.store.migrations import upgrade  # noqa: PLC0415  (alembic is slow to import, and rarely needed)
 
-        async with self.write() as connection:
+        if self.is_sqlite:
+            async with self.write() as connection:
+                await connection.run_sync(upgrade)
+            return
+        engine = create_async_engine(self._url, poolclass=sa.pool.NullPool)
+        async with self._connect(engine) as connection:
             await connection.run_sync(upgrade)
 
     async def close(self) -> None:
