@@ -408,6 +408,26 @@ async def test_a_slow_receiver_holds_up_no_other(rig: Rig) -> None:
         await deliverer.deliverer.close(20)
 
 
+async def test_an_owner_whose_receivers_hang_holds_up_no_other(rig: Rig) -> None:
+    """However many hosts they have: a name server may make up any."""
+    with receiver(hang(lambda: slow)) as slow, receiver() as quick:
+        for number in range(module.AT_ONCE + 1):
+            await told(rig, slow.url.replace("127.0.0.1", f"slow-{number}.invalid"), owner="ann")
+        late = await told(rig, quick.url, owner="ben")
+
+        async def lookup(host: str, port: int) -> list[str]:
+            return ["127.0.0.1"]
+
+        deliverer = Delivering(rig.database, lookup=lookup)
+        await deliverer.start()
+        rows = await until(rig, lambda rows: any(row.delivered_at is not None for row in rows))
+        assert [row.id for row in rows if row.delivered_at is not None] == late
+        await deliverer.start()
+        assert sum(row.attempts for row in await outbox(rig)) == module.AT_ONCE_PER_OWNER + 1
+        slow.released.set()
+        await deliverer.deliverer.close(20)
+
+
 async def test_no_more_at_once_than_there_is_room_for(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "AT_ONCE", 3)
     with receiver(hang(lambda: found)) as found:
@@ -445,7 +465,7 @@ async def test_a_dead_worker_s_event(rig: Rig, monkeypatch: pytest.MonkeyPatch) 
         (id,) = await told(rig, found.url)
         async with rig.database.write() as connection:
             now = time.time()
-            await webhooks.claim(connection, now, now + 1.0, limit=1, per_host=1, busy={})
+            await webhooks.claim(connection, now, now + 1.0, limit=1, per_host=1, per_owner=1, busy=())
         async with delivering(rig.database):
             (row,) = await until(rig, all_delivered)
         assert time.time() >= now + 1.0

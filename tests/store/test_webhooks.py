@@ -47,7 +47,7 @@ async def add(database: Database, *, next_at: float | None = NOW, **values: Any)
 
 
 async def claim(database: Database, now: float = NOW, **changes: Any) -> list[WebhookRow]:
-    options: dict[str, Any] = {"limit": 10, "per_host": 10, "busy": {}}
+    options: dict[str, Any] = {"limit": 10, "per_host": 10, "per_owner": 100, "busy": ()}
     async with database.write() as connection:
         return await webhooks.claim(connection, now, now + 20, **options | changes)
 
@@ -152,10 +152,24 @@ async def test_one_host_does_not_take_all(database: Database) -> None:
     other = await add(database, host="b.example")
     first = await claim(database, limit=6, per_host=4)
     assert [row.id for row in first] == slow[:4]
-    (behind,) = await claim(database, limit=2, per_host=4, busy={"a.example": 4})
+    (behind,) = await claim(database, limit=2, per_host=4, busy=first)
     assert behind.id == other
-    assert await claim(database, limit=1, per_host=4, busy={"a.example": 4, "b.example": 1}) == []
-    assert [row.id for row in await claim(database, limit=9, per_host=4, busy={"a.example": 2})] == slow[4:6]
+    assert await claim(database, limit=1, per_host=4, busy=[*first, behind]) == []
+    assert [row.id for row in await claim(database, limit=9, per_host=4, busy=first[:2])] == slow[4:6]
+
+
+async def test_one_owner_does_not_take_all(database: Database) -> None:
+    """However many hosts an owner names; a batch that is gone has none."""
+    async with database.write() as connection:
+        ann, ben = await add_batch(connection, owner="ann"), await add_batch(connection, owner="ben")
+    many = [await add(database, next_at=NOW - 100 + i, host=f"{i}.example", batch_id=ann) for i in range(9)]
+    others = [await add(database, batch_id=ben), await add(database)]
+    first = await claim(database, limit=6, per_owner=4)
+    assert ([row.id for row in first], {row.owner for row in first}) == (many[:4], {"ann"})
+    second = await claim(database, limit=2, per_owner=4, busy=first)
+    assert {row.id: row.owner for row in second} == dict(zip(others, ("ben", ""), strict=True))
+    assert await claim(database, limit=2, per_owner=4, busy=[*first, *second]) == []
+    assert [row.id for row in await claim(database, limit=9, per_owner=4, busy=first[:2])] == many[4:6]
 
 
 async def test_workers_share(database: Database, database_url: str) -> None:

@@ -11,7 +11,6 @@ import asyncio
 import random
 import ssl
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
@@ -48,6 +47,7 @@ CLAIM = 20.0
 
 AT_ONCE = 64
 AT_ONCE_PER_HOST = 4
+AT_ONCE_PER_OWNER = 16
 
 GONE = 410
 
@@ -134,9 +134,16 @@ class Deliverer:
         async with self._database.read() as connection:
             if not await webhooks.is_due(connection, now):
                 return False
-        busy = Counter(row.host for row in self._sending.values())
         async with self._database.write() as connection:
-            rows = await webhooks.claim(connection, now, now + CLAIM, limit=room, per_host=AT_ONCE_PER_HOST, busy=busy)
+            rows = await webhooks.claim(
+                connection,
+                now,
+                now + CLAIM,
+                limit=room,
+                per_host=AT_ONCE_PER_HOST,
+                per_owner=AT_ONCE_PER_OWNER,
+                busy=tuple(self._sending.values()),
+            )
         for row in rows:
             task = asyncio.create_task(self._deliver(row))
             self._sending[task] = row

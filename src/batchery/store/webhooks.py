@@ -6,7 +6,8 @@ claim moves `next_at` past the attempt, and when the claimer dies the row is sim
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Sequence
 from typing import cast
 from urllib.parse import urlsplit
 
@@ -17,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from batchery.store import batches
 from batchery.store.ids import new_id
 from batchery.store.rows import all_typed
+from batchery.store.schema import batches as batches_table
 from batchery.store.schema import webhooks
 from batchery.wire import ids
 from batchery.wire.objects import RequestCounts
@@ -29,7 +31,11 @@ SWEEP_ROWS = 1000
 
 
 class WebhookRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A row of `webhooks`."""
+    """A row of `webhooks`.
+
+    Attributes:
+        owner: the batch's, once it was claimed; empty where the batch is gone.
+    """
 
     id: str
     batch_id: str
@@ -43,6 +49,7 @@ class WebhookRow(msgspec.Struct, frozen=True, kw_only=True):
     next_at: float | None
     delivered_at: int | None
     error: str | None
+    owner: str = ""
 
 
 async def tell(connection: AsyncConnection, batch: str, now: int) -> None:
@@ -100,8 +107,21 @@ async def is_due(connection: AsyncConnection, now: float) -> bool:
     return found.first() is not None
 
 
+_owner = sa.func.coalesce(batches_table.c.owner, "")
+_with_owner = sa.select(webhooks.c.id, webhooks.c.host, _owner.label("owner")).select_from(
+    webhooks.outerjoin(batches_table, webhooks.c.batch_id == batches_table.c.id)
+)
+
+
 async def claim(
-    connection: AsyncConnection, now: float, until: float, *, limit: int, per_host: int, busy: Mapping[str, int]
+    connection: AsyncConnection,
+    now: float,
+    until: float,
+    *,
+    limit: int,
+    per_host: int,
+    per_owner: int,
+    busy: Sequence[WebhookRow],
 ) -> list[WebhookRow]:
     """Take events to send, the longest due first, and count this attempt.
 
@@ -110,28 +130,33 @@ async def claim(
         until: when they are due again, unless something is said about them before.
         limit: at most so many.
         per_host: at most so many for one host, with those that are being sent.
-        busy: how many are being sent to each host.
+        per_owner: at most so many of one owner, likewise, since anybody may think up hosts.
+        busy: what is being sent.
     """
-    full = [host for host, count in busy.items() if count >= per_host]
-    query = sa.select(webhooks.c.id, webhooks.c.host).where(webhooks.c.next_at <= now)
-    if full:
-        query = query.where(webhooks.c.host.not_in(full))
-    found = await connection.execute(query.order_by(webhooks.c.next_at).limit(limit).with_for_update(skip_locked=True))
-    counts = dict(busy)
-    chosen: list[str] = []
-    for id, host in found:
-        if len(chosen) < limit and counts.get(host, 0) < per_host:
-            counts[host] = counts.get(host, 0) + 1
-            chosen.append(id)
+    hosts, owners = Counter(row.host for row in busy), Counter(row.owner for row in busy)
+    query = _with_owner.where(
+        webhooks.c.next_at <= now,
+        webhooks.c.host.not_in([host for host, count in hosts.items() if count >= per_host]),
+        _owner.not_in([owner for owner, count in owners.items() if count >= per_owner]),
+    )
+    found = await connection.execute(
+        query.order_by(webhooks.c.next_at).limit(limit).with_for_update(skip_locked=True, of=webhooks)
+    )
+    chosen: dict[str, str] = {}
+    for id, host, owner in found:
+        if hosts[host] < per_host and owners[owner] < per_owner:
+            hosts[host] += 1
+            owners[owner] += 1
+            chosen[id] = owner
     if not chosen:
         return []
     claimed = await connection.execute(
         sa.update(webhooks)
-        .where(webhooks.c.id.in_(chosen))
+        .where(webhooks.c.id.in_(list(chosen)))
         .values(attempts=webhooks.c.attempts + 1, next_at=until)
         .returning(webhooks)
     )
-    rows = {row.id: row for row in all_typed(WebhookRow, claimed)}
+    rows = {row.id: msgspec.structs.replace(row, owner=chosen[row.id]) for row in all_typed(WebhookRow, claimed)}
     return [rows[id] for id in chosen]
 
 
