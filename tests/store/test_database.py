@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 import sqlite3
-from contextlib import AsyncExitStack, suppress
+import traceback
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,13 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batchery.store import database as database_module
 from batchery.store import files, identity, migrations
 from batchery.store.database import REVISION, Database, async_url, sqlite_url
 from batchery.store.errors import StoreFull, StoreUnavailable
+from batchery.store.ids import new_id
 from batchery.store.schema import metadata
 from tests.store.examples import add_batch, add_file
 
@@ -106,6 +110,29 @@ async def test_a_defect_is_not_taken_for_an_outage(database: Database) -> None:
     with pytest.raises(sa.exc.IntegrityError):
         await insert_twice()
     assert await names(database) == set()
+
+
+async def test_no_error_has_what_a_statement_was_given(database: Database) -> None:
+    """It is logged, and there are secrets of webhooks and results among it."""
+    secret = new_id()
+
+    async def fail(connection: AsyncConnection) -> None:
+        await connection.execute(sa.text("SELECT :given FROM nowhere"), {"given": secret})
+
+    async def in_a_block(begin: Callable[[], AbstractAsyncContextManager[AsyncConnection]]) -> None:
+        async with begin() as connection:
+            await fail(connection)
+
+    for failing in (
+        in_a_block(database.read),
+        in_a_block(database.write),
+        database.write_at_once(fail),
+        database.look(fail),
+    ):
+        with pytest.raises((StoreUnavailable, sa.exc.ProgrammingError)) as raised:
+            await failing
+        assert "nowhere" in str(raised.value)
+        assert secret not in "".join(traceback.format_exception(raised.value))
 
 
 async def test_a_read_is_one_view(database: Database) -> None:

@@ -5,6 +5,8 @@ failing in SQLite, and a few that read. WAL lets both go on at once; `synchronou
 cut. Beside these pools there is a connection each for the two ways of doing something in one call
 (`sqlite_at_once`). On PostgreSQL both pools are the same, and what only reads is `REPEATABLE READ`, or each of its
 statements would see another moment.
+
+What fails is logged by its callers, so no engine puts parameters into its errors: they hold secrets and results.
 """
 
 from __future__ import annotations
@@ -94,6 +96,7 @@ class Database:
                 max_overflow=4,
                 pool_pre_ping=True,
                 connect_args={"command_timeout": STATEMENT_TIMEOUT},
+                hide_parameters=True,
             )
             self._reader = self._writer.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
@@ -204,7 +207,7 @@ class Database:
             async with self.write() as connection:
                 await connection.run_sync(upgrade)
             return
-        engine = create_async_engine(self._url, poolclass=sa.pool.NullPool)
+        engine = create_async_engine(self._url, poolclass=sa.pool.NullPool, hide_parameters=True)
         async with self._connect(engine) as connection:
             await connection.run_sync(upgrade)
 
@@ -245,6 +248,7 @@ def _sqlite_engine(url: str, begin: str, size: int) -> AsyncEngine:
         pool_timeout=PATIENCE,
         module=Driver(reads=not writes),
         connect_args={"factory": TurnTaking} if writes else {},
+        hide_parameters=True,
     )
     _prepare(engine.sync_engine, begin, POLL_MS if writes else BUSY_TIMEOUT_MS)
     return engine
@@ -257,6 +261,7 @@ def _sync_engine(url: str, begin: str | None) -> sa.Engine:
         sa.make_url(url).set(drivername="sqlite"),
         poolclass=sa.pool.NullPool,
         connect_args={"check_same_thread": False} | factory,
+        hide_parameters=True,
     )
     _prepare(engine, begin, POLL_MS if begin is not None else 0)
     return engine
