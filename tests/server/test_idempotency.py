@@ -268,6 +268,7 @@ async def test_the_same_batch_is_created_once(either: Rig) -> None:
     assert first.status == 200
     for again in (
         await create(either, "k", file, metadata={"a": "1", "b": "2"}),
+        await create(either, "k", file, metadata={"b": "2", "a": "1"}),
         await create(either, "k", file, metadata={"a": "1", "b": "2"}, base="/ai/v1"),
         await create(either, "k", file, metadata={"a": "1", "b": "2"}, on_invalid_line="fail", unknown=1),
     ):

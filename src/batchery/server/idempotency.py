@@ -17,7 +17,7 @@ from batchery.wire.errors import BadRequest, Conflict
 HEADER = "Idempotency-Key"
 MAX_KEY = 255
 
-_encode = msgspec.msgpack.Encoder().encode
+_encode = msgspec.msgpack.Encoder(order="sorted").encode  # the order of keys in JSON means nothing
 
 
 def key_of(request: AnyRequest) -> str | None:
