@@ -51,6 +51,7 @@ class Manners:
         created: the status of the answer to what was created.
         deduplicates: it knows `deduplicate`, and says in `deduplicated` that every completed request but one was saved.
         unknown: a field of a new batch that it refuses.
+        altered: what of each result line is replaced by what.
         on_call: told the number of each call, from 0, and whether it has been carried out, before it is answered.
     """
 
@@ -82,6 +83,7 @@ class Manners:
     created: int = 200
     deduplicates: bool = False
     unknown: str | None = None
+    altered: dict[str, str] = field(default_factory=dict)
     on_call: Callable[[int, bool], None] = lambda number, done: None
 
     def __post_init__(self) -> None:
@@ -173,9 +175,14 @@ class FakeServer:
         output.sort(key=lambda record: record["custom_id"] in batch["again"])
         times = 2 if manners.repeats else 1
         return tuple(  # type: ignore[return-value]
-            [json.dumps(record, ensure_ascii=False).encode() for record in records for _ in range(times)]
-            for records in (output, errors)
+            [self._line(record) for record in records for _ in range(times)] for records in (output, errors)
         )
+
+    def _line(self, record: dict[str, Any]) -> bytes:
+        line = json.dumps(record, ensure_ascii=False)
+        for old, new in self.manners.altered.items():
+            line = line.replace(old, new)
+        return line.encode()
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -106,6 +106,25 @@ async def test_a_passing_fault_is_run_again_and_told_if_it_stays() -> None:
                 assert caught.value.status_code == 503
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "kind"),
+    [
+        ('"message": "no gathered-1"', r'"message": "cut \ud83d"', openai.BadRequestError),
+        (
+            '"error": null}',
+            r'"error": {"code": "x", "message": "cut \ud83d"}, "response": null}',
+            openai.APIConnectionError,
+        ),
+        ('"request_id": "gathered-1"', '"request_id": 7', openai.BadRequestError),
+    ],
+)
+async def test_a_result_of_another_form_leaves_nobody_waiting(old: str, new: str, kind: type[Exception]) -> None:
+    with FakeServer(Manners(failing={"gathered-1"}, altered={old: new})) as server:
+        async with batchery.AsyncOpenAI(base_url=server.base_url, gather_seconds=0) as client:
+            with pytest.raises(kind):
+                await asyncio.wait_for(chat(client, "x"), 20)
+
+
 async def test_what_no_batch_takes_is_refused_alone(client: batchery.AsyncOpenAI) -> None:
     good, bad = await both(chat(client, "fine"), chat(client, "x", model=""))
     assert good.choices

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import msgspec
 
 from batchery.client.errors import ApiError, ClientError, DetachedError, SettingsError
 from batchery.client.job import Outcome
+from batchery.client.results import read_record, whole_characters
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -45,7 +47,7 @@ class NoAnswerError(ClientError):
 class _Response(msgspec.Struct):
     status_code: int | None = None
     body: msgspec.Raw = msgspec.Raw(b"null")
-    request_id: str | None = None
+    request_id: Any = None
 
 
 class _Line(msgspec.Struct):
@@ -54,16 +56,33 @@ class _Line(msgspec.Struct):
 
 
 def answer_of(line: bytes) -> Answer | NoAnswerError:
-    """What a result line says to whoever asked."""
-    found = msgspec.json.decode(line, type=_Line, strict=False)
+    """What a result line says to whoever asked, whatever it is."""
+    try:
+        found = msgspec.json.decode(line, type=_Line, strict=False)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        found = _read_leniently(line)
     response = found.response
     if response is not None and response.status_code and bytes(response.body) != b"null":
-        return Answer(response.status_code, bytes(response.body), response.request_id)
+        request_id = response.request_id if isinstance(response.request_id, str) else None
+        return Answer(response.status_code, bytes(response.body), request_id)
     details = found.error if isinstance(found.error, dict) else {}
-    code, message = str(details.get("code") or "error"), str(details.get("message") or "the request failed")
+    code = whole_characters(str(details.get("code") or "error"))
+    message = whole_characters(str(details.get("message") or "the request failed"))
     if response is not None and response.status_code and response.status_code >= 400:
         return refusal(response.status_code, message, code)
     return NoAnswerError(code, message)
+
+
+def _read_leniently(line: bytes) -> _Line:
+    """A line that msgspec refuses, such as one with half of an emoji, or with fields of other types."""
+    record = read_record(line)
+    response = record.get("response")
+    if not isinstance(response, dict):
+        return _Line(None, record.get("error"))
+    status, body = response.get("status_code"), msgspec.Raw(json.dumps(response.get("body")).encode())
+    return _Line(
+        _Response(status if isinstance(status, int) else None, body, response.get("request_id")), record.get("error")
+    )
 
 
 def without_result(outcome: Outcome | None, error: Exception | None) -> Answer | NoAnswerError:

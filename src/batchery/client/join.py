@@ -19,7 +19,7 @@ import msgspec
 from batchery.client.errors import SettingsError
 from batchery.client.index import ResultIndex
 from batchery.client.objects import Usage
-from batchery.client.results import Cause, read_record, read_result
+from batchery.client.results import Cause, read_record, read_result, whole_characters
 from batchery.client.state import sync_folder
 
 FORMATS = ("jsonl", "csv", "parquet", "raw")
@@ -236,7 +236,7 @@ def output_text(body: Mapping[str, Any]) -> str | None:
     """The text of an answer of chat completions, completions, responses or messages; None where there is none."""
     for choice in _list(body.get("choices"))[:1]:
         text = _dict(choice.get("message")).get("content", choice.get("text"))
-        return text if isinstance(text, str) else None
+        return _text(text)
     pieces = [
         part.get("text")
         for item in _list(body.get("output"))
@@ -244,7 +244,7 @@ def output_text(body: Mapping[str, Any]) -> str | None:
         for part in _list(item.get("content"))
     ] or [part.get("text") for part in _list(body.get("content"))]
     texts = [text for text in pieces if isinstance(text, str)]
-    return "".join(texts) if texts else None
+    return whole_characters("".join(texts)) if texts else None
 
 
 def _body(line: bytes) -> Mapping[str, Any]:
@@ -261,7 +261,10 @@ def _outcomes_in(joined: Path) -> Iterator[RowWithResult]:
     """The rows of an output in JSONL: its lines hold all that result lines hold."""
     with joined.open("rb") as file:
         for line in file:
-            row = _read_joined(line)
+            try:
+                row = _read_joined(line)
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                row = msgspec.convert(read_record(line), _Joined)  # an answer with half of an emoji, for one
             cause = _CAUSES.get(row.status)
             yield InputRow(row.custom_id, row.row, row.data), None if cause is None else line, cause
 
@@ -365,4 +368,4 @@ def _list(value: Any) -> list[dict[str, Any]]:
 
 
 def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
+    return whole_characters(value) if isinstance(value, str) else None

@@ -6,6 +6,7 @@ Servers differ in which of status, error and body they use; this module knows th
 from __future__ import annotations
 
 import json
+import math
 from enum import StrEnum
 from typing import Any
 
@@ -218,15 +219,27 @@ def judge(record: dict[str, Any]) -> tuple[int | None, str | None, str]:
     message = next((d["message"] for d in (details, inner) if isinstance(d.get("message"), str)), "")
     if not message and isinstance(error, str):
         message = error
-    return status, code or "error", " ".join(message.split())[:_LONGEST_MESSAGE]
+    return status, whole_characters(code) or "error", whole_characters(" ".join(message.split())[:_LONGEST_MESSAGE])
+
+
+def whole_characters(text: str) -> str:
+    """A text that can be written: half of a surrogate pair, as of an emoji cut in two, becomes U+FFFD."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _decode_leniently(line: bytes) -> Any:
-    """A line that msgspec refuses: half of a surrogate pair and numbers beyond any float are JSON too. None if not."""
+    """A line that msgspec refuses: half of a surrogate pair and numbers beyond any float are JSON too, and some servers
+    send NaN. None if it is something else. What is no number to others becomes null.
+    """
     try:
-        return json.loads(line)
+        return json.loads(line, parse_constant=lambda _: None, parse_float=_finite)
     except (ValueError, RecursionError):
         return None
+
+
+def _finite(text: str) -> float | None:
+    number = float(text)
+    return number if math.isfinite(number) else None
 
 
 def _dict(value: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any, Generic, Literal, TypeVar
 import msgspec
 
 from batchery.client.objects import Usage, read_usage
+from batchery.client.results import read_record
 from batchery.sdk.schema import parse
 
 T = TypeVar("T")
@@ -90,7 +91,11 @@ def read_row(line: bytes, schema: Any) -> RowResult[Any]:
         line: as `batchery.client.join` writes it.
         schema: what answers follow; None for none.
     """
-    found = _read(line)
+    try:
+        found = _read(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        # An answer may hold what only JSON's grammar allows, such as half of an emoji; see `read_record`.
+        found = msgspec.convert(read_record(line), _Line)
     response = found.response if isinstance(found.response, dict) else {}
     body = response.get("body") if isinstance(response.get("body"), dict) else None
     parsed, problem = None, None

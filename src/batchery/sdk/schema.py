@@ -57,3 +57,5 @@ def parse(text: str, schema: Any) -> tuple[Any, str | None]:
         return msgspec.json.decode(text), None
     except ValueError as error:  # pydantic's and msgspec's both are
         return None, str(error)
+    except RecursionError:  # a model that repeats "[" to its last token
+        return None, "the answer is nested too deeply"
