@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
@@ -20,6 +21,7 @@ from batchery import Client, InputError, OverCostError, SettingsError
 from batchery.client.errors import ApiError, AuthError, ResumeError
 from batchery.client.state import JobFolder
 from batchery.sdk.row_result import RowResult
+from batchery.sdk.rows_file import keep_rows
 from tests.client.fake_server import FakeServer, Manners
 
 TEMPLATE = "Say what this is: {{text}}"
@@ -87,6 +89,13 @@ def test_two_columns_of_one_name_are_refused(client: Client) -> None:
     frame = pd.DataFrame([["a", "b"]], columns=["text", "text"])
     with pytest.raises(SettingsError, match="more than one column 'text'"):
         client.run(frame, model="m", template="{{text}}")
+
+
+def test_a_list_of_numpy_stays_a_list_also_with_one_item(folder: Path) -> None:
+    messages = np.empty(1, dtype=object)
+    messages[0] = {"role": "user", "content": "x"}
+    kept, _ = keep_rows([{"messages": messages, "tags": np.array([1, 2]), "n": np.int64(3)}], folder)
+    assert json.loads(kept.read_bytes()) == {"messages": [messages[0]], "tags": [1, 2], "n": 3}
 
 
 def test_what_fails_is_told_with_status_and_message(client: Client) -> None:

@@ -17,6 +17,7 @@ from batchery.client import carry_out, follow
 from batchery.client.errors import DetachedError
 from batchery.client.http import Api
 from batchery.client.retry import Patience
+from batchery.sdk.schema import parse
 from tests.client.fake_server import FakeServer, Manners
 from tests.processes import server, wait_for
 from tests.sdk.receiving import JsonModel
@@ -156,6 +157,31 @@ def test_retry_runs_again_what_may_yet_succeed() -> None:
         assert [result.status for result in job.results()] == ["ok", "ok", "failed"]
         assert job.receipt().retries == 1
         assert [result.custom_id for result in job.failed()] == ["row-3"]
+
+
+@pytest.mark.parametrize(
+    ("there", "text"),
+    [(r'"choices": [{"message": {"content": "cut \ud83d"}}]', "cut \ufffd"), ('"n": 1e999', None), ('"n": NaN', None)],
+)
+def test_what_only_the_grammar_of_json_allows_takes_no_other_row_along(there: str, text: str | None) -> None:
+    with FakeServer(Manners(altered={'"echo": "row-2"': there})) as fake, Client(fake.base_url) as client:
+        job = client.run(["a", "b"], model="m")
+        assert [result.status for result in job] == ["ok", "ok"]
+        assert [result.text for result in job.results()] == [None, text]
+        assert len(job.to_pandas()) == 2
+
+
+def test_an_answer_that_is_nested_without_end_is_told() -> None:
+    value, problem = parse("[" * 10_000, "label: yes|no")
+    assert value is None
+    assert "nested" in str(problem)
+
+
+def test_rows_can_be_gone_through_after_the_end() -> None:
+    with FakeServer(Manners()) as fake, Client(fake.base_url) as client:
+        job = client.run([{"text": "a"}, {"text": "b"}], model="m", template="{{text}}")
+        job.wait()
+        assert [result.data for result in job] == [{"text": "a"}, {"text": "b"}]
 
 
 def test_cancel_keeps_what_is_finished() -> None:

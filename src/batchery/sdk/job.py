@@ -85,6 +85,7 @@ class BatchJob(Generic[T]):
         self._landed: deque[bytes] = deque(maxlen=AHEAD)  # until somebody goes through them
         self._subscribers: list[queue.SimpleQueue[bytes]] = []
         self._lock = threading.Lock()
+        self._rows_lock = threading.Lock()
         _JOBS.add(self)
         self._start()
 
@@ -286,9 +287,12 @@ class BatchJob(Generic[T]):
             for line in file:
                 yield read_row(line, self.schema)
 
-    def row_index(self) -> RowIndex:
-        """The rows by `custom_id`."""
-        return RowIndex(input_rows(partial(read_rows, self._request.inputs, self._request.making)))
+    def row_index(self) -> RowIndex | None:
+        """The rows by `custom_id`; None where they are kept no longer, since the output has all of them."""
+        with self._rows_lock:
+            if self._rows_file is not None and not self._rows_file.exists():
+                return None
+            return RowIndex(input_rows(partial(read_rows, self._request.inputs, self._request.making)))
 
     def _start(self) -> None:
         """Begin, and return when the job is on its way, or raise why it is not."""
@@ -309,7 +313,8 @@ class BatchJob(Generic[T]):
         try:
             self._receipt = carry_out(request, _Listener(self), server=self._server)
             if self._rows_file is not None and self._receipt.exit_code == 0:
-                self._rows_file.unlink(missing_ok=True)
+                with self._rows_lock:  # whoever goes through the job may be reading it
+                    self._rows_file.unlink(missing_ok=True)
         except ClientError as error:
             self._error = reworded(error)
             begun = isinstance(error, ResumeError) or JobFolder(self.output).has_state  # here, or in another program

@@ -25,7 +25,7 @@ class Landed(Protocol[T]):
     def unsubscribe(self, landed: queue.SimpleQueue[bytes]) -> None: ...
     def wait(self, timeout: float | None = None) -> bool: ...
     def lines(self) -> Iterator[RowResult[T]]: ...
-    def row_index(self) -> RowIndex: ...
+    def row_index(self) -> RowIndex | None: ...
 
 
 class Landing(Generic[T]):
@@ -78,6 +78,8 @@ class Landing(Generic[T]):
             return None
         if self._rows is None:
             self._rows = self._job.row_index()
+        if self._rows is None:
+            return None
         row = self._rows.get(result.custom_id)
         if row is None:
             return None

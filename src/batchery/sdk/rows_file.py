@@ -117,7 +117,8 @@ def _plain(value: Any) -> Any:
     """A value that JSON does not know: numbers of numpy, and missing ones of pandas, else its text."""
     if type(value).__name__ in ("NaTType", "NAType"):
         return None
-    for method in ("item", "tolist"):
+    # An array of one has `item` too, which is no list.
+    for method in ("tolist", "item"):
         if hasattr(value, method):
             return getattr(value, method)()
     if isinstance(value, Mapping):
