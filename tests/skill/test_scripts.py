@@ -235,6 +235,45 @@ def test_an_expired_batch_keeps_what_it_has_and_the_rest_runs_again(tmp_path: Pa
     assert custom_ids((tmp_path / "job.retry.jsonl").read_bytes()) == [f"request-{i:05}" for i in (5, 6, 7)]
 
 
+def test_what_may_still_run_is_not_run_again(tmp_path: Path) -> None:
+    with FakeServer(Manners(failing={"row-1"})) as fake:
+        fake.manners.finish.clear()
+        job = tmp_path / "job.jsonl"
+        job.write_bytes(fake_requests(8))
+        assert run("submit_batch.py", job, base_url=fake.base_url).code == 0
+        for _ in range(2):
+            assert run("watch_batch.py", job, "--once", base_url=fake.base_url).code == 8
+        refused = run("retry_failed.py", job, "--submit", "--all", base_url=fake.base_url)
+        assert (refused.code, refused.stdout) == (1, "")
+        assert "watch_batch.py" in refused.stderr
+        assert fake.count("POST", "/v1/batches") == 1
+        fake.manners.finish.set()
+        assert run("watch_batch.py", job, *FAST, base_url=fake.base_url).code == 3
+        retried = run("retry_failed.py", job, "--all", base_url=fake.base_url)
+        assert (retried.code, retried.json["requests"]) == (0, 1)
+
+
+def test_new_makes_one_batch_however_often_the_command_goes_on(tmp_path: Path) -> None:
+    with FakeServer(Manners()) as fake:
+        job = tmp_path / "job.jsonl"
+        job.write_bytes(fake_requests(3))
+        options = (job, "--new", "--patience", "0")
+        fake.manners.lost_answers = [("POST", "/v1/batches")]
+        assert run("submit_batch.py", *options, base_url=fake.base_url).code == 6
+        assert run("submit_batch.py", *options, base_url=fake.base_url).code == 0
+        assert len(fake.batches) == 1
+        fake.manners.finish.clear()
+        waiting = (*options, "--wait", "--timeout", "0")
+        for _ in range(2):
+            assert run("submit_batch.py", *waiting, base_url=fake.base_url).code == 8
+        assert len(fake.batches) == 2
+        fake.manners.finish.set()
+        assert run("submit_batch.py", *options, "--wait", *FAST, base_url=fake.base_url).code == 0
+        assert len(fake.batches) == 2
+        assert run("submit_batch.py", *options, base_url=fake.base_url).code == 0
+        assert len(fake.batches) == 3
+
+
 def test_errors_in_plain_text_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with DoublewordLike() as like:

@@ -53,6 +53,13 @@ def save(path: Path, state: Dict[str, Any]) -> None:
     sync_folder(path.parent)
 
 
+def forget_new(path: Path) -> None:
+    """A command with --new has ended well: the next one makes another batch."""
+    state = load(path)
+    if state is not None and state.pop("new", None):
+        save(path, state)
+
+
 def sync_folder(folder: Path) -> None:
     """Return when the names in a folder would outlive a power cut, where the system can say so."""
     with contextlib.suppress(OSError):

@@ -61,6 +61,12 @@ def main() -> int:
     results, errors = options.results or usual[0], options.errors or usual[1]
     if not results.exists() and not errors.exists():
         raise StopError("there is neither %s nor %s; run watch_batch.py first, or name them" % (results, errors))
+    fetched = batch_state.load(watch_batch.memory_path(results))
+    if fetched is not None and not fetched.get("ended"):
+        raise StopError(
+            "the batch had not ended when its results were fetched last: what has none yet may still be running, and "
+            "would be paid for twice. Follow it to its end with watch_batch.py, then run this again"
+        )
     done = {custom_id for custom_id, _ in _lines(results)}
     failed = {custom_id: line for custom_id, line in _lines(errors) if custom_id not in done}
     permanent = {custom_id for custom_id, line in failed.items() if not is_transient(line)}

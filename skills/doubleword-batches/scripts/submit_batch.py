@@ -51,7 +51,10 @@ def main() -> int:
     if not options.wait:
         print(json.dumps(ids(state)))
         return exits.OK
-    return watch_batch.watch(options, options.file, state)
+    code = watch_batch.watch(options, options.file, state)
+    if code != exits.STILL_RUNNING:
+        batch_state.forget_new(options.state or batch_state.state_path(options.file))
+    return code
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -96,7 +99,9 @@ def submit(options: argparse.Namespace, source: Path, path: Path) -> Dict[str, A
     if checked.problems:
         raise StopError("%s has %d problems; nothing was sent" % (source, len(checked.problems)), exits.INVALID_INPUT)
     with batch_state.locked(path):
-        before = None if options.new else batch_state.load(path)
+        before = batch_state.load(path)
+        if options.new and not (before or {}).get("new"):
+            before = None
         server = batch_api.server_from(options, before.get("base_url") if before else None)
         wanted = {
             "base_url": server.base_url,
@@ -107,14 +112,21 @@ def submit(options: argparse.Namespace, source: Path, path: Path) -> Dict[str, A
             "metadata": _metadata(options.metadata),
             "deduplicate": options.deduplicate,
         }
+        if options.new and before is not None and any(before.get(name) != value for name, value in wanted.items()):
+            before = None
         state = _resume(before, wanted, source, path)
+        if options.new:
+            # Until the command has ended well, the same one again goes on with the batch that it makes.
+            state["new"] = True
         state.update(input=str(source.resolve()), requests=checked.requests)
         if "batch_id" in state:
             print("already submitted: batch %s (%s)" % (state["batch_id"], path), file=sys.stderr)
-            return state
-        if "input_file_id" not in state:
-            _upload(server, source, state, path)
-        _create(server, state, path)
+        else:
+            if "input_file_id" not in state:
+                _upload(server, source, state, path)
+            _create(server, state, path)
+        if not getattr(options, "wait", False):
+            batch_state.forget_new(path)
     return state
 
 

@@ -55,7 +55,10 @@ def main() -> int:
     state = batch_state.load(path) or {"batch_id": options.batch}
     if "batch_id" not in state:
         raise StopError("the submission of %s is not finished; run submit_batch.py again" % source)
-    return watch(options, source, state)
+    code = watch(options, source, state)
+    if code != exits.STILL_RUNNING:
+        batch_state.forget_new(path)
+    return code
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -82,6 +85,11 @@ def result_paths(source: Path) -> Any:
     return Path(name + ".results.jsonl"), Path(name + ".errors.jsonl")
 
 
+def memory_path(output: Path) -> Path:
+    """Where it is kept which batch a result file is of, and whether all of it is there."""
+    return output.with_name(output.name + ".watch.json")
+
+
 def watch(options: argparse.Namespace, source: Path, state: Dict[str, Any]) -> int:
     """Follow a batch as the options say.
 
@@ -98,7 +106,7 @@ def watch(options: argparse.Namespace, source: Path, state: Dict[str, Any]) -> i
     """
     server = batch_api.server_from(options, state.get("base_url"))
     output, errors = (given or usual for given, usual in zip((options.output, options.errors), result_paths(source)))
-    memory = output.with_name(output.name + ".watch.json")
+    memory = memory_path(output)
     if not memory.exists():
         # A wrong id or key leaves no files behind.
         batch_api.call(server, "GET", "/batches/" + urllib.parse.quote(state["batch_id"], safe=""))
@@ -175,16 +183,25 @@ class Watcher:
             batch, held, advice = self._look(wait)
             over = batch.get("status") in TERMINAL
             self._tell(batch)
+            if not over:
+                self._note(ended=False)
             self._fetch(batch, over)
             left = None if options.timeout is None else options.timeout - (time.monotonic() - began)
             if over or options.once or (left is not None and left <= 0):
                 if over:
                     self._complete(batch)
+                    self._note(ended=True)
                 return batch
             wait = WAIT
             rest = min(1.0, options.interval) if held else max(pause, advice)
             pause = min(LONGEST_INTERVAL, pause * 1.5)
             time.sleep(rest if left is None else min(rest, left))
+
+    def _note(self, ended: bool) -> None:
+        """Keep whether all results of a batch that has ended are here: until then, what has none may still run."""
+        if self._known.get("ended") is not ended:
+            self._known["ended"] = ended
+            batch_state.save(self._memory, self._known)
 
     def _look(self, wait: int) -> Tuple[Batch, bool, float]:
         """The batch, whether the server held its answer, and the seconds that it asks us to stay away."""

@@ -122,7 +122,7 @@ def build(environment: dict[str, str]) -> MCPServer[Any]:
 
     @tools.tool()
     async def retry(file: str, permanent: bool = False, submit: bool = True) -> dict[str, Any]:
-        """Run again what failed for a passing reason or never ran. Ask for the results first.
+        """Run again what failed for a passing reason or never ran. Ask for the results until it has ended first.
 
         permanent also takes what failed for good. submit=false only writes the file. Follow the new file afterwards.
         """
