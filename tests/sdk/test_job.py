@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,9 @@ from batchery.client import carry_out, follow
 from batchery.client.errors import DetachedError
 from batchery.client.http import Api
 from batchery.client.retry import Patience
+from batchery.client.server import Server
+from batchery.client.state import JobFolder
+from batchery.sdk import job as job_module
 from batchery.sdk.schema import parse
 from tests.client.fake_server import FakeServer, Manners
 from tests.processes import server, wait_for
@@ -182,6 +187,48 @@ def test_rows_can_be_gone_through_after_the_end() -> None:
         job = client.run([{"text": "a"}, {"text": "b"}], model="m", template="{{text}}")
         job.wait()
         assert [result.data for result in job] == [{"text": "a"}, {"text": "b"}]
+
+
+def test_what_is_still_being_sent_is_cancelled_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = threading.Event()
+
+    class Folder(JobFolder):
+        def load(self) -> Any:
+            found = super().load()
+            looked.set()
+            return found
+
+    def hold(number: int, _: bool) -> None:
+        if fake.calls[number].path == "/v1/batches":
+            looked.wait(20)
+
+    with FakeServer(Manners()) as fake, Client(fake.base_url) as client:
+        monkeypatch.setattr(job_module, "JobFolder", Folder)
+        fake.manners.on_call = hold
+        fake.manners.finish.clear()
+        job = client.run(["a", "b"], model="m")
+        assert [batch.id for batch in job.cancel()] == ["batch_0"]
+        job.wait()
+        assert job.status == "cancelled"
+
+
+def test_ctrl_c_while_rows_are_checked_sends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    noticed, sent = threading.Event(), []
+
+    def check_slowly(request: Any, listener: Any, *, server: Server) -> Any:
+        _thread.interrupt_main()
+        assert noticed.wait(20)
+        api = Api(server)
+        listener.begin(api)
+        sent.append(not api.is_closed)
+        raise DetachedError("stopped")
+
+    monkeypatch.setattr(job_module, "carry_out", check_slowly)
+    with Client("http://127.0.0.1:1") as client, pytest.raises(KeyboardInterrupt):
+        client.run(["a"], model="m")
+    noticed.set()
+    wait_for(lambda: sent)
+    assert sent == [False]
 
 
 def test_cancel_keeps_what_is_finished() -> None:

@@ -50,6 +50,8 @@ AHEAD = 10_000
 
 PARTING = 15.0  # seconds that jobs get to stop in when the program ends
 
+LOOK = 0.1  # seconds between two looks for batches that are still to be cancelled
+
 _END = b""
 
 
@@ -191,7 +193,8 @@ class BatchJob(Generic[T]):
         return self
 
     def cancel(self) -> list[Batch]:
-        """Cancel its batches; what is finished is kept, and the job ends with that.
+        """Cancel its batches; what is finished is kept, and the job ends with that. What is still on its way to the
+        server is waited for, and cancelled as soon as it is a batch.
 
         Returns:
             The batches as the server has them then.
@@ -201,14 +204,20 @@ class BatchJob(Generic[T]):
         """
         if self._server is None:
             raise SettingsError("this job runs on a server started for it; close() ends both")
+        found: dict[str, Batch] = {}
         with in_words_of_programs(), contextlib.closing(Api(self._server)) as api:
-            return [cancelled(api, batch_id) for batch_id in self.batch_ids]
+            while True:
+                over = self.done  # looked at first, so that no batch which is made meanwhile is missed
+                for batch_id in self.batch_ids:
+                    if batch_id not in found:
+                        found[batch_id] = cancelled(api, batch_id)
+                if over or (self._all_made() and any(map(_is_cancelled, found.values()))):
+                    return list(found.values())
+                self._done.wait(LOOK)
 
     def close(self) -> None:
         """Stop following; what the server has begun goes on there, and the same `run` collects it later."""
-        self._closed = True
-        if self._api is not None:
-            self._api.close()
+        self._stop()
         self._done.wait()
 
     def to_records(self) -> list[dict[str, Any]]:
@@ -268,6 +277,11 @@ class BatchJob(Generic[T]):
         with self._lock, contextlib.suppress(ValueError):
             self._subscribers.remove(landed)
 
+    def _all_made(self) -> bool:
+        """Whether there is a batch for each of its parts."""
+        state = JobFolder(self.output).load()
+        return state is not None and all(part.batch_id is not None for part in state.parts)
+
     def _write(self, format: str, path: str | Path) -> Path:
         self.wait()
         target = Path(path)
@@ -303,10 +317,19 @@ class BatchJob(Generic[T]):
         self._error: Exception | None = None
         self._receipt: Receipt | None = None
         self._progress: Progress | None = None
-        threading.Thread(target=self._work, name=f"job {self.name}", daemon=True).start()
-        self._begun.wait()
+        try:
+            threading.Thread(target=self._work, name=f"job {self.name}", daemon=True).start()
+            self._begun.wait()
+        except BaseException:  # Ctrl-C: nobody has the job yet, who could close it
+            self._stop()
+            raise
         if self._done.is_set() and self._error is not None:
             raise self._error
+
+    def _stop(self) -> None:
+        self._closed = True
+        if self._api is not None:
+            self._api.close()
 
     def _work(self) -> None:
         request = msgspec.structs.replace(self._request, lines_to=self._on_line)
@@ -336,6 +359,11 @@ class BatchJob(Generic[T]):
             for landed in self._subscribers:
                 if landed.qsize() < AHEAD:
                     landed.put(line)
+
+
+def _is_cancelled(batch: Batch) -> bool:
+    """Whether it is cancelled, or going to be: after that a job runs nothing again."""
+    return batch.status == "cancelled" or not batch.terminal
 
 
 class _Listener:
@@ -372,7 +400,5 @@ def _stop_following() -> None:
     """The program ends: what the server has begun goes on there, and the same `run` goes on later."""
     for job in list(_JOBS):
         if not job.done:
-            job._closed = True
-            if job._api is not None:
-                job._api.close()
+            job._stop()
             job._done.wait(PARTING)
