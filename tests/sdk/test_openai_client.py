@@ -12,6 +12,10 @@ import openai
 import pytest
 
 import batchery
+from batchery.client import gatherer
+from batchery.client.gatherer import Gatherer
+from batchery.client.retry import Patience
+from batchery.client.server import Server
 from tests.client.fake_server import FakeServer, Manners
 
 
@@ -197,6 +201,45 @@ async def test_close_fails_what_waits_and_cancels_what_runs() -> None:
         with pytest.raises(openai.APIConnectionError, match="closed"):
             await asking
         assert any(call.path.endswith("/cancel") for call in server.calls)
+
+
+def test_a_client_can_be_closed_in_another_loop() -> None:
+    with FakeServer(Manners()) as server:
+        server.manners.finish.clear()
+        client = batchery.AsyncOpenAI(base_url=server.base_url, gather_seconds=0)
+
+        async def ask() -> None:
+            asking = asyncio.create_task(chat(client, "x"))
+            await until(lambda: server.count("POST", "/v1/batches"))
+            asking.cancel()
+
+        async def close() -> None:
+            await asyncio.wait_for(client.close(), 20)
+
+        asyncio.run(ask())
+        asyncio.run(close())
+        assert any(call.path.endswith("/cancel") for call in server.calls)
+
+
+async def test_an_outage_that_outlasts_a_call_loses_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gatherer, "OUTAGE", 0.01)
+    with FakeServer(Manners()) as server:
+        server.manners.troubles = [("GET", r"/v1/batches/\w+", 503, {}), ("GET", "/v1/files/.*", 502, {})] * 3
+        found = Gatherer(Server(f"{server.base_url}/v1"), seconds=0, patience=Patience(total=0.0))
+        answer = await found.send("/v1/chat/completions", b'{"model": "m", "messages": []}')
+        assert (answer.status, json.loads(answer.body)["echo"]) == (200, "gathered-1")
+        assert not server.manners.troubles
+        await found.close()
+
+
+async def test_a_batch_that_cannot_be_followed_is_cancelled() -> None:
+    with FakeServer(Manners()) as server:
+        server.manners.finish.clear()
+        server.manners.troubles = [("GET", r"/v1/batches/\w+", 403, {})]
+        async with batchery.AsyncOpenAI(base_url=server.base_url, gather_seconds=0) as client:
+            with pytest.raises(openai.PermissionDeniedError):
+                await chat(client, "x")
+            assert any(call.path.endswith("/cancel") for call in server.calls)
 
 
 async def test_a_wrong_key_is_told_as_such() -> None:

@@ -23,7 +23,14 @@ from pathlib import Path
 
 from batchery.client.answers import Answer, NoAnswerError, answer_of, refusal, without_result
 from batchery.client.cancelling import cancelled
-from batchery.client.errors import ClientError, SettingsError
+from batchery.client.errors import (
+    ClientError,
+    ConnectionLostError,
+    DetachedError,
+    QuotaError,
+    ServerError,
+    SettingsError,
+)
 from batchery.client.http import Api
 from batchery.client.inputs import Input
 from batchery.client.job import Job, Outcome
@@ -33,11 +40,14 @@ from batchery.client.retry import Patience
 from batchery.client.server import Server
 from batchery.client.state import JobFolder, JobState, new_state
 from batchery.wire.lines import Problem, parse_line
+from batchery.wire.windows import window_seconds
 
 GATHERED = ("/v1/chat/completions", "/v1/responses", "/v1/embeddings")
 """The endpoints whose requests can wait for each other."""
 
 
+OUTAGE = 15.0  # seconds until a job is gone on with whose server was away for longer than a call is tried
+LATE = 3600.0  # seconds after its window in which a batch may still come to its end
 PARTING = 15.0  # seconds that batches get to be cancelled in when the program ends
 
 
@@ -158,7 +168,8 @@ class Gatherer:
         running = list(self._running)
         for one in running:
             one.abandon()
-        await asyncio.gather(*(one.ended.wait() for one in running))
+        # By their threads: they end also where the loop that they answer to has gone.
+        await asyncio.gather(*(asyncio.to_thread(one.thread.join) for one in running))
 
     def _due(self, key: tuple[str, str], group: _Group) -> None:
         group.timer = None
@@ -214,22 +225,38 @@ class Gatherer:
                 state = new_state(
                     [source], server=self.server.base_url, window=self._window, endpoint=url, now=time.time()
                 )
-                running.begin(Api(self.server, self._patience))
                 try:
-                    job = Job(
-                        running.api,
-                        folder,
-                        state,
-                        Path(name) / "results.jsonl",
-                        lambda _: None,
-                        retries=self._retries,
-                        on_line=on_line,
-                    )
-                    return job.run()
-                finally:
-                    running.api.close()
-                    if running.abandoned:
-                        _cancel(self.server, state)
+                    return self._to_its_end(folder, state, running, on_line)
+                except BaseException:
+                    _cancel(self.server, state)
+                    raise
+
+    def _to_its_end(
+        self, folder: JobFolder, state: JobState, running: _Running, on_line: Callable[[bytes], None]
+    ) -> Outcome:
+        """Run a job, and go on with it after an outage for as long as its batch may have results: nobody else will."""
+        until = time.monotonic() + _length(self._window) + LATE
+        while True:
+            api = Api(self.server, self._patience)
+            running.begin(api)
+            try:
+                job = Job(
+                    api,
+                    folder,
+                    state,
+                    folder.path.parent / "results.jsonl",
+                    lambda _: None,
+                    retries=self._retries,
+                    on_line=on_line,
+                )
+                return job.run()
+            except (ConnectionLostError, ServerError, QuotaError) as error:
+                exists = any(part.batch_id is not None for part in state.parts)
+                if not exists or time.monotonic() > until or getattr(error, "status", None) == 402:
+                    raise
+            finally:
+                api.close()
+            running.rest(OUTAGE)
 
 
 class _Running:
@@ -242,12 +269,11 @@ class _Running:
 
     def __init__(self, gatherer: Gatherer, group: _Group) -> None:
         self.group = group
-        self.abandoned = False
-        self.ended = asyncio.Event()
         self._gatherer = gatherer
         self._loop = asyncio.get_running_loop()
         self._api: Api | None = None
         self._lock = threading.Lock()
+        self._stopped = threading.Event()
         self._failures: dict[str, bytes] = {}
         self._lines = b"".join(wish.line for wish in group.wishes.values())
         self._count = len(group.wishes)
@@ -256,23 +282,26 @@ class _Running:
         _LIVE.add(self)
         self.thread.start()
 
-    @property
-    def api(self) -> Api:
-        """The calls of its job."""
-        assert self._api is not None
-        return self._api
+    def rest(self, seconds: float) -> None:
+        """Wait.
+
+        Raises:
+            DetachedError: it was abandoned meanwhile.
+        """
+        if self._stopped.wait(seconds):
+            raise DetachedError("stopped while waiting")
 
     def begin(self, api: Api) -> None:
         """Its job begins, with these calls."""
         with self._lock:
             self._api = api
-            if self.abandoned:
+            if self._stopped.is_set():
                 api.close()
 
     def abandon(self) -> None:
         """Stop: nobody waits for it any more."""
         with self._lock:
-            self.abandoned = True
+            self._stopped.set()
             if self._api is not None:
                 self._api.close()
 
@@ -317,8 +346,15 @@ class _Running:
             elif not isinstance(answer, Answer):
                 _fail(wish, answer)
         self.group.wishes.clear()
-        self.ended.set()
         self._gatherer.ended(self)
+
+
+def _length(window: str) -> float:
+    """Seconds; a day where only the server knows."""
+    try:
+        return window_seconds(window)
+    except ValueError:
+        return 86_400.0
 
 
 def _fail(wish: _Wish, error: NoAnswerError) -> None:
