@@ -42,6 +42,7 @@ class Manners:
         skip_only: it knows `skip`, and no `offset`.
         passing: the `custom_id`s that fail with 503 until they are run again.
         retries: it has `/retry`.
+        reorders: the result that lands last stands first, before what it has given out already.
         repeats: each result line comes twice.
         wrapped: batches come inside a `job`.
         plain_errors: error answers are plain text.
@@ -74,6 +75,7 @@ class Manners:
     skip_only: bool = False
     passing: set[str] = field(default_factory=set)
     retries: bool = False
+    reorders: bool = False
     repeats: bool = False
     wrapped: bool = False
     plain_errors: bool = False
@@ -173,6 +175,8 @@ class FakeServer:
             (output if status == 200 else errors).append(record)
         # What was run again lands behind what was there.
         output.sort(key=lambda record: record["custom_id"] in batch["again"])
+        if manners.reorders and len(done) == len(rows):
+            output = output[-1:] + output[:-1]
         times = 2 if manners.repeats else 1
         return tuple(  # type: ignore[return-value]
             [self._line(record) for record in records for _ in range(times)] for records in (output, errors)

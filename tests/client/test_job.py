@@ -128,6 +128,15 @@ def test_every_row_arrives_once(desk: Desk, manners: dict[str, Any]) -> None:
     assert desk.seen[-1].finished
 
 
+@pytest.mark.parametrize("format", ["raw", "jsonl"])
+def test_what_lands_late_among_what_was_fetched_is_neither_lost_nor_paid_twice(desk: Desk, format: str) -> None:
+    with FakeServer(Manners(reorders=True)) as server:
+        outcome = desk.run(server, retries=1, format=format)
+        assert server.count("POST", "/v1/batches") == 1
+    assert desk.ids() == NAMES
+    assert (outcome.tally.ok, outcome.tally.not_run) == (ROWS, 0)
+
+
 def test_results_arrive_while_the_batch_runs(desk: Desk) -> None:
     with FakeServer(Manners(steps=4)) as server:
         desk.run(server)

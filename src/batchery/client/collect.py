@@ -46,6 +46,7 @@ class Collector:
         self._on_landed = on_landed
         self.output = Sink(output, state.output, save)
         self.errors = Sink(errors, state.errors, save)
+        self.resumed: set[int] = set()  # parts whose results the server was asked for from a line on
 
     @property
     def lines(self) -> int:
@@ -62,6 +63,22 @@ class Collector:
                 self._drain(index, batch.error_file_id, self.errors, part.errors_before)
         elif batch.output_file_id is not None and batch.completed > self.output.lines(index):
             self._collect_early(index, batch.output_file_id)
+
+    def fetch_anew(self, batch: Batch, file: LineFile) -> None:
+        """Append all results of a finished batch, from their first line, to another file."""
+        for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
+            breaks, lines = 0, file.lines
+            while True:
+                try:
+                    with self._api.content(file_id) as content:
+                        file.append(content.chunks())
+                    break
+                except BrokenOffError:
+                    file.cut(lines)
+                    breaks += 1
+                    if breaks >= BREAKS:
+                        raise
+                    self._api.pause(min(8.0, 0.25 * 2.0**breaks))
 
     def sync(self) -> None:
         """Return when everything that has landed is on disk."""
@@ -119,6 +136,8 @@ class Collector:
         part = self._state.parts[index]
         have = sink.lines(index) - before
         after = have if part.numbered else 0
+        if after:
+            self.resumed.add(index)
         with self._api.content(file_id, after) as content:
             if part.numbered is None:
                 part.numbered = content.last_line is not None

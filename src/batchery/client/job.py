@@ -21,6 +21,7 @@ from batchery.client.http import Api
 from batchery.client.index import ResultIndex
 from batchery.client.join import InputRow, write_joined, write_raw
 from batchery.client.objects import Batch, Deduplicated, Usage
+from batchery.client.output import LineFile
 from batchery.client.results import Tally
 from batchery.client.state import JobFolder, JobState, new_part, sync_folder
 from batchery.client.tap import Tap
@@ -132,8 +133,10 @@ class Job:
         before = self._collector.lines
         try:
             self._settle()
+            self._fetch_missed()
             while self._run_again():
                 self._settle()
+                self._fetch_missed()
         except BaseException:
             self._api.close()
             raise
@@ -194,7 +197,39 @@ class Job:
         return kept
 
     def _index(self, files: tuple[Path, Path] | None = None) -> ResultIndex:
-        return ResultIndex(self._folder.path / "index.sqlite", files or self._landing())
+        return ResultIndex(self._folder.path / "index.sqlite", (*(files or self._landing()), self._missed))
+
+    @property
+    def _missed(self) -> Path:
+        """The file with what was fetched anew, beside what had landed."""
+        return self._folder.path / "missed.jsonl"
+
+    def _fetch_missed(self) -> None:
+        """Fetch anew what was passed over by going on after the lines that were here. Some servers put what lands late
+        among lines that they gave out already: one line comes twice then, and another not at all.
+        """
+        parts = self._state.parts
+        resumed = sorted(self._collector.resumed)
+        self._collector.resumed.clear()
+        if not resumed:
+            return
+        self._collector.sync()
+        with self._index() as index:
+            if not index.repeats:
+                return
+            missed = [n for n in resumed if any(index.get(name) is None for name, _, _ in requests_of(parts[n].source))]
+        for number in missed:
+            file = LineFile(self._missed)
+            before = file.size
+            try:
+                self._collector.fetch_anew(self._batches[number], file)
+            finally:
+                file.close()
+            if self._on_line is not None and self._missed.exists():
+                with self._missed.open("rb") as lines:
+                    lines.seek(before)
+                    for line in lines:
+                        self._on_line(line)
 
     def _finished_requests(self) -> Iterator[InputRow]:
         number = 0

@@ -33,6 +33,11 @@ class LineFile:
         if path.exists() and path.stat().st_size > self._size:
             self._writable().truncate(self._size)
 
+    @property
+    def size(self) -> int:
+        """Bytes of the lines in it."""
+        return self._size
+
     def append(self, chunks: Iterable[bytes], skip: int = 0) -> int:
         """Append the complete lines of a body, also where the body breaks off with an exception, which passes through.
 
