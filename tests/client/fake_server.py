@@ -230,7 +230,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send(status, {"error": {"message": f"trouble {status}", "code": "trouble"}}, extra)
                 return
         if manners.key is not None and headers.get("authorization") != f"Bearer {manners.key}":
-            self._send(401, {"error": {"message": "wrong key", "code": "invalid_api_key"}})
+            wrong = headers.get("authorization", "").removeprefix("Bearer ")
+            self._send(401, {"error": {"message": f"wrong key {wrong}".strip(), "code": "invalid_api_key"}})
             return
         for alias, real in fake.aliases.items():
             path = path.replace(alias, real)

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from batchery import AsyncClient, Client, ConnectionLostError
 from batchery.client import carry_out, follow
-from batchery.client.errors import DetachedError
+from batchery.client.errors import AuthError, DetachedError, ResumeError
 from batchery.client.http import Api
 from batchery.client.retry import Patience
 from batchery.client.server import Server
@@ -229,6 +229,24 @@ def test_ctrl_c_while_rows_are_checked_sends_nothing(monkeypatch: pytest.MonkeyP
     noticed.set()
     wait_for(lambda: sent)
     assert sent == [False]
+
+
+def test_a_run_beside_another_of_the_same_rows_leaves_these_alone(tmp_path: Path) -> None:
+    (tmp_path / "batchery-jobs").mkdir()
+    output = tmp_path / "batchery-jobs" / "x.jsonl"
+    with Client("http://127.0.0.1:1") as client:
+        with JobFolder(output).locked(), pytest.raises(ResumeError, match="another run"):
+            client.run(["a"], model="m", name="x")
+        assert list(output.parent.glob(".x.rows-*"))
+
+
+def test_a_key_that_the_server_repeats_is_not_told() -> None:
+    with FakeServer(Manners(key="right")) as fake, Client(fake.base_url, api_key="sk-secret") as client:
+        with pytest.raises(AuthError, match=r"wrong key \[key\]"):
+            client.run(["a"], model="m").results()
+        with pytest.raises(AuthError) as caught:
+            client.models()
+        assert "sk-secret" not in str(caught.value)
 
 
 def test_cancel_keeps_what_is_finished() -> None:

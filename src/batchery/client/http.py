@@ -23,7 +23,7 @@ from pyreqwest.request import SyncRequestBuilder
 from pyreqwest.response import SyncResponse
 
 from batchery import __version__
-from batchery.client.errors import ApiError, ConnectionLostError, DetachedError
+from batchery.client.errors import ApiError, ClientError, ConnectionLostError, DetachedError
 from batchery.client.events import Event, read_events
 from batchery.client.exchange import Content, TryFailedError, exchange, opened, retry_after
 from batchery.client.objects import Batch, read_batch, read_batches, read_file_id
@@ -359,11 +359,18 @@ class Api:
             if pause is None or once:
                 if failure.status is None:
                     raise ConnectionLostError(f"{doing} at {self.server.base_url} failed: {error}")
-                raise error
+                raise self._without_key(error)
             self.pause(pause)
             unheard = failure.status is not None and failure.status < 500
             if before_retry is not None and not unheard and (found := before_retry()) is not None:
                 return found
+
+    def _without_key(self, error: ClientError) -> ClientError:
+        """The error, without the key in it: some servers say which one they refuse."""
+        key = self.server.api_key
+        if key is not None and key in str(error):
+            error.args = (str(error).replace(key, "[key]"), *error.args[1:])
+        return error
 
 
 def _builder(server: Server) -> SyncClientBuilder:

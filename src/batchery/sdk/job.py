@@ -22,7 +22,7 @@ import msgspec
 
 from batchery.client.cancelling import cancelled
 from batchery.client.carry_out import carry_out, input_rows
-from batchery.client.errors import ClientError, ResumeError, SettingsError
+from batchery.client.errors import ClientError, SettingsError
 from batchery.client.http import Api
 from batchery.client.job import Progress
 from batchery.client.job_request import JobRequest
@@ -340,9 +340,7 @@ class BatchJob(Generic[T]):
                     self._rows_file.unlink(missing_ok=True)
         except ClientError as error:
             self._error = reworded(error)
-            begun = isinstance(error, ResumeError) or JobFolder(self.output).has_state  # here, or in another program
-            if self._rows_file is not None and not begun:
-                self._rows_file.unlink(missing_ok=True)  # nothing would read it again
+            self._forget_rows()
         except Exception as error:
             self._error = error
         with self._lock:
@@ -351,6 +349,14 @@ class BatchJob(Generic[T]):
                 landed.put(_END)
             self._subscribers.clear()
         self._begun.set()
+
+    def _forget_rows(self) -> None:
+        """Remove the rows of a job that has not begun, unless another run of it, which reads them, is about to."""
+        folder = JobFolder(self.output)
+        if self._rows_file is not None:
+            with contextlib.suppress(ClientError), folder.locked():
+                if not folder.has_state:
+                    self._rows_file.unlink(missing_ok=True)
 
     def _on_line(self, line: bytes) -> None:
         with self._lock:
