@@ -12,6 +12,7 @@ from typing import Any
 from mcp import ClientSession, StdioServerParameters
 from mcp.client.stdio import stdio_client
 
+from batchery.cli.mcp import rows_of
 from tests.processes import server, simulator
 from tests.requests import chat_line
 
@@ -76,6 +77,12 @@ async def test_a_job_by_its_tools(tmp_path: Path) -> None:
             assert (await ask("list_batches", limit=1))["data"]
             # A name that looks like an option is a name.
             assert "--help" in await refused("submit", file="--help")
+
+
+def test_what_no_agent_could_be_told_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(rb'{"a": "cut \ud83d", "b": "\ud83d\ude00", "c": NaN, "d": 1e999}' + b"\n")
+    assert rows_of(path, 0, 1) == [{"a": "cut \ufffd", "b": "\U0001f600", "c": None, "d": None}]
 
 
 def test_no_server_is_a_clear_error(tmp_path: Path) -> None:

@@ -274,6 +274,25 @@ def test_new_makes_one_batch_however_often_the_command_goes_on(tmp_path: Path) -
         assert len(fake.batches) == 3
 
 
+def test_a_full_disk_is_not_taken_for_a_lost_connection(tmp_path: Path) -> None:
+    job = tmp_path / "job.jsonl"
+    job.write_bytes(fake_requests(100))
+    with FakeServer(Manners()) as fake:
+        assert run("submit_batch.py", job, base_url=fake.base_url).code == 0
+        done = subprocess.run(
+            ["bash", "-c", 'ulimit -f 4; exec "$@"', "-", *command("watch_batch.py", job, *FAST)],
+            env=environment(fake.base_url),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 1
+        assert "job.results.jsonl cannot be written" in done.stderr
+        assert "connection" not in done.stderr
+        assert run("watch_batch.py", job, *FAST, base_url=fake.base_url).json["result_lines"] == 100
+
+
 def test_errors_in_plain_text_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with DoublewordLike() as like:

@@ -7,6 +7,7 @@ that knows no way to start in the middle, does no harm.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import BinaryIO, Iterable, Iterator, Set, Tuple
 
 import batch_api
 from batch_state import sync_folder
+from exits import StopError
 
 Key = Tuple[str, object]
 
@@ -49,8 +51,10 @@ class ResultFile:
         sync_folder(self.path.parent)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        # What could not be written, and has been told, is tried once more by `close`.
+        with contextlib.suppress(OSError) if kind else contextlib.nullcontext():
+            self._file.close()
 
     def append(self, blocks: Iterable[bytes]) -> int:
         """Take the new ones among the lines of a download, as far as it comes.
@@ -68,13 +72,23 @@ class ResultFile:
                     raise batch_api.LostError("the download broke off within a line")
                 key = key_of(line)
                 if line.strip() and key not in self.keys:
-                    self._file.write(line + b"\n")
+                    with self._told():
+                        self._file.write(line + b"\n")
                     self.keys.add(key)
                     self.lines += 1
         finally:
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            with self._told():
+                self._file.flush()
+                os.fsync(self._file.fileno())
         return self.lines - before
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        # Beside a download, an error of this disk would be taken for one of the connection.
+        try:
+            yield
+        except OSError as error:
+            raise StopError("%s cannot be written: %s" % (self.path, error.strerror or error)) from None
 
     def start_over(self) -> None:
         """Put the file aside, as `NAME.old`, and begin an empty one."""

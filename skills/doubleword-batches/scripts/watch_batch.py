@@ -166,8 +166,8 @@ class Watcher:
                 raise StopError("%s is there already, and not known to be of this batch; move it, or say -o" % path)
         if self._known["batch_id"] != batch_id or self._known["errors"] != beside:
             raise StopError(
-                "%s and %s belong to batch %s; say -o and --errors"
-                % (output, errors, known["batch_id"] if known else "")
+                "%s and %s belong to batch %s; say -o and --errors, or name batch %s itself instead of its input file"
+                % (output, errors, known["batch_id"] if known else "", batch_id)
             )
         batch_state.save(memory, self._known)
         self.output = stack.enter_context(batch_results.ResultFile(output))

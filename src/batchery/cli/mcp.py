@@ -175,11 +175,15 @@ async def run_script(
 
 
 def rows_of(path: Path, offset: int, limit: int) -> list[Any]:
-    """Some lines of a result file, decoded."""
+    """Some lines of a result file, decoded; what could not be told on, such as half of an emoji or NaN, is replaced."""
+    from batchery.client.results import read_record, whole_characters  # noqa: PLC0415
+
     if not path.exists():
         return []
     with path.open("rb") as file:
-        return [json.loads(line) for line in islice(file, offset, offset + limit)]
+        records = [read_record(line) for line in islice(file, offset, offset + limit)]
+    whole: list[Any] = json.loads(whole_characters(json.dumps(records, ensure_ascii=False)))
+    return whole
 
 
 def _fail(message: str) -> NoReturn:
