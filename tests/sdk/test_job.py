@@ -231,6 +231,15 @@ def test_ctrl_c_while_rows_are_checked_sends_nothing(monkeypatch: pytest.MonkeyP
     assert sent == [False]
 
 
+def test_little_waits_for_nobody_and_no_row_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_module, "AHEAD_BYTES", 1000)
+    with FakeServer(Manners()) as fake, Client(fake.base_url) as client:
+        job = client.run([f"{n}" for n in range(40)], model="m")
+        job.wait()
+        assert 0 < sum(map(len, job._landed)) <= 1000
+        assert [result.row for result in job] == list(range(1, 41))
+
+
 def test_a_run_beside_another_of_the_same_rows_leaves_these_alone(tmp_path: Path) -> None:
     (tmp_path / "batchery-jobs").mkdir()
     output = tmp_path / "batchery-jobs" / "x.jsonl"

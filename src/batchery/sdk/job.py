@@ -46,7 +46,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 AHEAD = 10_000
-"""Results that wait for whoever goes through them; more come at the end, from the output."""
+AHEAD_BYTES = 64 * 1024 * 1024
+"""Results, and bytes of them, that wait for whoever goes through them; more come at the end, from the output."""
 
 PARTING = 15.0  # seconds that jobs get to stop in when the program ends
 
@@ -84,7 +85,8 @@ class BatchJob(Generic[T]):
         self.schema = schema
         self._rows_file = rows_file
         self._show = show
-        self._landed: deque[bytes] = deque(maxlen=AHEAD)  # until somebody goes through them
+        self._landed: deque[bytes] = deque()  # until somebody goes through them
+        self._landed_bytes = 0
         self._subscribers: list[queue.SimpleQueue[bytes]] = []
         self._lock = threading.Lock()
         self._rows_lock = threading.Lock()
@@ -266,6 +268,7 @@ class BatchJob(Generic[T]):
             for line in self._landed:
                 landed.put(line)
             self._landed.clear()
+            self._landed_bytes = 0
             if self._done.is_set():
                 landed.put(_END)
             else:
@@ -362,8 +365,12 @@ class BatchJob(Generic[T]):
         with self._lock:
             if not self._subscribers:
                 self._landed.append(line)
+                self._landed_bytes += len(line)
+                while len(self._landed) > AHEAD or self._landed_bytes > AHEAD_BYTES:
+                    self._landed_bytes -= len(self._landed.popleft())
             for landed in self._subscribers:
-                if landed.qsize() < AHEAD:
+                # As if all that wait were as long as this one; mostly they are about that.
+                if landed.qsize() < AHEAD and landed.qsize() * len(line) < AHEAD_BYTES:
                     landed.put(line)
 
 
