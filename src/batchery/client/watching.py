@@ -11,8 +11,11 @@ from pathlib import Path
 from batchery.client.collect import Collector
 from batchery.client.follow import Follower
 from batchery.client.http import Api
+from batchery.client.index import ResultIndex
 from batchery.client.inputs import Input
 from batchery.client.objects import Batch, read_batch
+from batchery.client.output import LineFile
+from batchery.client.results import read_result
 from batchery.client.state import JobState, Landed, new_part
 from batchery.client.tap import Tap
 
@@ -59,6 +62,8 @@ class Fetching:
     def __init__(self, api: Api, ids: Sequence[str], folder: Path, on_line: Callable[[bytes], object]) -> None:
         self._api = api
         self._ids = ids
+        self._folder = folder
+        self._on_line = on_line
         self.files = (folder / "results.jsonl", folder / "errors.jsonl")
         state = JobState(api.server.base_url, "", [], [], Landed([]), Landed([]))
         for batch_id in ids:
@@ -104,3 +109,26 @@ class Fetching:
     def _collect(self, number: int, batch: Batch) -> None:
         self._collector.collect(number, batch)
         self._tap.give()
+        if batch.terminal and number in self._collector.resumed:
+            self._give_missed(batch)
+
+    def _give_missed(self, batch: Batch) -> None:
+        """Give out what was passed over by going on after the lines that were here, on a server that puts what lands
+        late among lines that it gave out already: one line came twice then, and another not at all.
+        """
+        self._collector.sync()
+        anew = self._folder / "anew.jsonl"
+        with ResultIndex(self._folder / "seen.sqlite", self.files) as index:
+            if not index.repeats:
+                return
+            file = LineFile(anew)
+            try:
+                self._collector.fetch_anew(batch, file)
+            finally:
+                file.close()
+            with anew.open("rb") as lines:
+                for line in lines:
+                    custom_id = read_result(line).custom_id
+                    if custom_id is not None and index.get(custom_id) is None:
+                        self._on_line(line)
+        anew.unlink()
