@@ -80,9 +80,9 @@ IN_USE = 0.5
 LEAST_ANSWERS = 20
 ANSWERS_A_REFUSAL = 300
 """Answers between two tries at a number where refusals came: each try costs about one of them."""
-LONGEST_SHYNESS = 60.0
+SHYNESS, MOST_SHYNESS = 60.0, 960.0
 """Seconds after which the number grows as at the start where answers are so few that as many would take longer: an hour
-for one at a time of 10 s."""
+for one at a time of 10 s. Twice as many each time that it comes to no more than before, as each costs a few refusals."""
 
 
 class AdaptiveLimit:
@@ -117,6 +117,8 @@ class AdaptiveLimit:
         self._refused_at: int | None = None
         self._since_refused = 0
         self._refused_when = float("-inf")
+        self._shyness = SHYNESS
+        self._shy_at = 0
         self._refusals = Refusals()
         self._overshot = False  # whether refusals of one step too many are still coming in
         self._falling = False  # whether there was a cut, and no measured round since then
@@ -143,6 +145,9 @@ class AdaptiveLimit:
                 self._begin_round(now, self._base)
             return
         if self.limit == self._base and self._refused_at is not None and self._is_long_ago(now):
+            more = self._base > 1.1 * self._shy_at
+            self._shyness = SHYNESS if more else min(MOST_SHYNESS, 2 * self._shyness)
+            self._shy_at = self._base
             self._refused_at = None
             self._begin_growing(now)
             return
@@ -225,7 +230,7 @@ class AdaptiveLimit:
 
     def _is_long_ago(self, now: float) -> bool:
         """Whether the last refusal at a number says nothing any more, though there were too few answers to try it."""
-        return self._since_refused < ANSWERS_A_REFUSAL and now - self._refused_when >= LONGEST_SHYNESS
+        return self._since_refused < ANSWERS_A_REFUSAL and now - self._refused_when >= self._shyness
 
     def _is_enough(self, now: float) -> bool:
         """Whether the round is to be judged."""
