@@ -82,7 +82,7 @@ ANSWERS_A_REFUSAL = 300
 """Answers between two tries at a number where refusals came: each try costs about one of them."""
 SHYNESS, MOST_SHYNESS = 60.0, 960.0
 """Seconds after which the number grows as at the start where answers are so few that as many would take longer: an hour
-for one at a time of 10 s. Twice as many each time that it comes to no more than before, as each costs a few refusals."""
+for one at a time of 10 s. Twice as many each time that it comes to no more, as each such try costs a few refusals."""
 
 
 class AdaptiveLimit:
