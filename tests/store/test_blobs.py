@@ -195,10 +195,10 @@ async def test_what_is_not_in_memory_is_read_by_a_thread(
 
     monkeypatch.setattr(os, "preadv", refuse)
     for _ in range(2):
-        assert await folder.read("output/ab/one", 2, 3) == b"234"
+        assert await folder.read_at_once("output/ab/one", 2, 3) == b"234"
     assert len(asked) == (2 if code == errno.EAGAIN else 1), "a file system that cannot say is asked once"
     with pytest.raises(StoreUnavailable):
-        await folder.read("output/ab/none", 0, 1)
+        await folder.read_at_once("output/ab/none", 0, 1)
 
 
 @pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="only Linux can say what is in memory")
@@ -212,9 +212,26 @@ async def test_what_is_in_memory_is_read_at_once(folder: BlobStore, monkeypatch:
 
     monkeypatch.setattr(os, "preadv", only_at_once)
     monkeypatch.setattr("batchery.store.blobs.obstore.get_range_async", None)
-    assert await folder.read("output/ab/one", 2, 3) == b"234"
+    assert await folder.read_at_once("output/ab/one", 2, 3) == b"234"
     monkeypatch.undo()
-    assert await folder.read("output/ab/one", 8, 10) == b"89"
+    assert await folder.read_at_once("output/ab/one", 8, 10) == b"89"
+
+
+async def test_a_blob_that_is_sent_lets_others_go_on_between_its_pieces(folder: BlobStore) -> None:
+    """Or whoever has gone away would be sent all of it, into memory."""
+    await write_whole(folder, "output/ab/one", [b"x" * (4 * blobs_module.READ)])
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    beside = asyncio.create_task(others())
+    seen = [turns async for _ in folder.stream("output/ab/one")]
+    beside.cancel()
+    assert len(set(seen)) == len(seen) == 4
 
 
 async def test_deleting_passes_over_what_is_not_there(blobs: BlobStore) -> None:

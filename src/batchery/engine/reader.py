@@ -102,7 +102,7 @@ class Reader:
                 if prefixes.key(piece[count][1]) != first:
                     del piece[count:]
                     break
-        lines = await self._lines(source, [request for _, request in piece])
+        lines = await self._lines(source, [request for _, request in piece], at_once=True)
         works = []
         for (place, request), line in zip(piece, lines, strict=True):
             read = read_request(line)
@@ -193,8 +193,12 @@ class Reader:
         """
         return await read_results(self._database, self._blobs, row)
 
-    async def _lines(self, source: _Input, requests: list[int]) -> list[bytes]:
-        """The lines of some requests: in one read where they lie close together, else in several at a time."""
+    async def _lines(self, source: _Input, requests: list[int], *, at_once: bool = False) -> list[bytes]:
+        """The lines of some requests: in one read where they lie close together, else in several at a time.
+
+        Args:
+            at_once: if they can be had without waiting, do not; for who does not read on and on.
+        """
         if not requests:
             return []
         index = source.index
@@ -203,15 +207,16 @@ class Reader:
         ends = list(map(add, starts, lengths))
         first, end = min(starts), max(ends)
         if end - first <= 2 * sum(lengths) + PIECE_BYTES // 4:
-            data = await self._read(source, first, end - first)
+            data = await self._read(source, first, end - first, at_once=at_once)
             return [data[start - first : end - first] for start, end in zip(starts, ends, strict=True)]
         lines = await self._blobs.read_each(source.blob_key, starts, lengths)
         if list(map(len, lines)) != lengths:
             raise _short(source)
         return lines
 
-    async def _read(self, source: _Input, start: int, length: int) -> bytes:
-        data = await self._blobs.read(source.blob_key, start, length)
+    async def _read(self, source: _Input, start: int, length: int, *, at_once: bool = False) -> bytes:
+        read = self._blobs.read_at_once if at_once else self._blobs.read
+        data = await read(source.blob_key, start, length)
         if len(data) != length:
             raise _short(source)
         return data
