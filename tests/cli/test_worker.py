@@ -28,8 +28,8 @@ async def test_what_is_waited_for(database_url: str) -> None:
     database = Database(database_url)
     stop = asyncio.Event()
     waiting = asyncio.create_task(wait_for_database(database, stop))
-    await asyncio.sleep(0.1)
-    assert not waiting.done()
+    done, _ = await asyncio.wait([waiting], timeout=0.1)
+    assert not done, "an empty one cannot be used"
     await database.migrate()
     await at(database, "0001")
     done, _ = await asyncio.wait([waiting], timeout=1.5)
@@ -46,8 +46,8 @@ async def test_a_wait_can_be_ended() -> None:
     database = Database("postgresql+asyncpg://nobody@127.0.0.1:9/nothing")
     stop = asyncio.Event()
     waiting = asyncio.create_task(wait_for_database(database, stop))
-    await asyncio.sleep(0.1)
-    assert not waiting.done()
+    done, _ = await asyncio.wait([waiting], timeout=0.1)
+    assert not done
     stop.set()
     assert not await waiting
     await database.close()
